@@ -46,10 +46,8 @@ at any traffic. No row count has to be waited for: few rows are little evidence 
 that goes up and down. Behind an hour without a look, twelve visits that it serves worse are the
 least that refuses.
 
-To judge each row once, when its labels are in, was tried, in a shop of two rows a second: the pages of half an hour,
-until what is wrong is in the labels too, gave no evidence of labels flipped for an hour. A day's pages at each look do
-within 50 minutes. They do not of labels flipped for ten minutes, nor of a tenth flipped for good. The share of pairs in
-the right order gave less evidence than the log loss.
+A day's pages at each look show labels that are flipped for an hour within 50 minutes. They do not show labels flipped
+for ten minutes, nor a tenth of them flipped for good.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
                                                            dead letter with its reason; nothing twice
     updates      topic samples, decisions of the learner   each labelled row is in one micro-batch that is in force,
                                                            or in quarantine; none in two
+    archive      topic samples, the archive's files        a replay of the archive learns what the stream sent:
+                                                           exposure by exposure its time, policy and label
     weights      model.deltas, the store, page logs        snapshot plus deltas, scored again: what pages were scored
                                                            with is what was learnt
 """
@@ -18,7 +20,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,14 +31,18 @@ from kafka.errors import KafkaError
 
 from commands.demo.conservation import Ledger
 from commands.loop.monitor import fetch
+from commands.replay.known import KnownSamples, LabelSettings
+from commands.replay.logfeatures import Labels, LogRows
 from learner.promotion.decisionhistory import decided_in
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import MillraceError, SchemaError, SnapshotError
 from millrace.contracts.events import NOT_READ, BadEventError, Exposure, decode_dead_letter, decode_event
 from millrace.contracts.page_logs import decode_page_log, decode_served
-from millrace.contracts.samples import FOLLOW_UP, SampleBatch
+from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.schema import load_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import DEAD_LETTERS, EVENTS, MODEL_DELTAS, PAGE_LOGS, SAMPLES
+from millrace.logs import read_log
 from millrace.processes.deltas import read_decisions, read_deltas
 from millrace.processes.kafka import make_reader, read_all
 from millrace.versions.decisions import (
@@ -66,12 +72,36 @@ NO_LOG, LATE_LOG = "no-page-log", "page-log-late"
 """Exposures whose page log went with a scorer that was killed, and those whose page log lies in the topic: it came
 after their page's life."""
 PROBES = 24
+NAMED = 5
+"""Exposures that are named where they differ."""
 RETRY_SECONDS = 0.5
 YOUNG = 0.1
 """Standard deviation of logits below which a model knows next to nothing, and rounding is not compared with it."""
 
 Row = tuple[str, int, int]
 """A labelled row: request, position, kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was told of an exposure."""
+
+    ts_ms: int
+    policies: frozenset[int]
+    kinds: frozenset[int]
+
+    @property
+    def label(self) -> bool:
+        """The last that was told."""
+        return not self.kinds.isdisjoint((POSITIVE, CORRECTION))
+
+    def and_more(self, ts_ms: int, policy: int, kind: int) -> Told:
+        return Told(ts_ms, self.policies | {policy}, self.kinds | {kind})
+
+
+Exposures = dict[tuple[str, int], Told]
+"""By request and position."""
+_NOTHING = Told(0, frozenset(), frozenset())
 
 
 @dataclass(slots=True)
@@ -87,6 +117,7 @@ class Balance:
     doubled: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     updates: int = 0
+    delayed: int = 0  # corrections that came after the watermark alone: by the times, labels
     weights: str = ""  # which version was compared
 
 
@@ -147,7 +178,8 @@ class Books:
         self._exposures(found)
         self._loop.come_to_rest()
         self.gather()
-        self._updates(found)
+        sent = self._updates(found)
+        self._archive(found, sent)
         self._weights(found)
         return found
 
@@ -171,8 +203,9 @@ class Books:
 
     # -- updates ---------------------------------------------------------------------------------------------
 
-    def _updates(self, found: Balance) -> None:
+    def _updates(self, found: Balance) -> Exposures:
         rows: dict[tuple[int, int], list[Row]] = {}
+        sent: Exposures = {}
 
         def visit(record: Any) -> None:
             try:
@@ -183,6 +216,7 @@ class Books:
             kinds = np.where(batch.user_missing & NOT_READ, FOLLOW_UP, batch.kind)
             named = zip(batch.ids(), kinds.tolist(), strict=True)
             rows[record.partition, record.offset] = [(*place, kind) for place, kind in named]
+            _note(sent, batch.ids(), batch.ts_ms, batch.policy, batch.kind)
 
         settings = self._loop.settings
         self._loop.read(lambda: read_all(settings, SAMPLES, visit))
@@ -194,6 +228,20 @@ class Books:
         if behind_gap:
             found.wrong.append(f"decisions behind {decided[-1].n if decided else first} are missing")
         account_updates(found, decided, rows)
+        return sent
+
+    # -- the archive -----------------------------------------------------------------------------------------
+
+    def _archive(self, found: Balance, sent: Exposures) -> None:
+        replayed: Exposures = {}
+
+        def whole() -> bool:
+            nonlocal replayed
+            replayed = replayed_exposures(self._loop.settings)
+            return len(replayed) >= len(sent)
+
+        self._loop.until(whole, "the archive has all exposures", more=lambda: f"{len(replayed)} of {len(sent)}")
+        account_archive(found, sent, replayed)
 
     # -- weights ---------------------------------------------------------------------------------------------
 
@@ -299,6 +347,40 @@ def account_updates(found: Balance, decided: list[Decided], rows: dict[tuple[int
 
 def _rows_of(span: Span, rows: dict[tuple[int, int], list[Row]]) -> list[Row]:
     return rows.get((span.partition, span.offset), [])[span.first : span.stop]
+
+
+def _note(told: Exposures, ids: Iterable[tuple[str, int]], *columns: Any) -> None:
+    """Adds labels that were told: ``columns`` are ts_ms, policy and kind."""
+    for of, ts_ms, policy, kind in zip(ids, *(column.tolist() for column in columns), strict=True):
+        if kind in (NEGATIVE, POSITIVE, CORRECTION):
+            told[of] = told.get(of, _NOTHING).and_more(ts_ms, policy, kind)
+
+
+def replayed_exposures(settings: Settings) -> Exposures:
+    """What a replay of the archive would learn."""
+    folder = settings.folder("archive")
+    if not any((folder / "exposures").glob("*.parquet")):
+        return {}
+    schema = load_schema(folder / "schema.toml")
+    log = read_log(folder / "exposures", schema)
+    rows, said = LogRows(log, schema), LabelSettings.of(settings)
+    made = KnownSamples.of(rows.ts_ms, Labels(log, schema, rows), said.named, said.observation_ms)
+    ids = list(zip(log.table["request_id"].to_pylist(), log.table["position"].to_pylist(), strict=True))
+    told: Exposures = {}
+    _note(told, (ids[row] for row in made.row), rows.ts_ms[made.row], made.policy, made.kind)
+    return told
+
+
+def account_archive(found: Balance, sent: Exposures, replayed: Exposures) -> None:
+    """Whether both tell the same of the same exposures. A label may be a negative and its correction in one of them,
+    since live the watermark decides when a label is given: that is counted."""
+    found.wrong += [f"{of} is not in the archive" for of in sorted(sent.keys() - replayed.keys())[:NAMED]]
+    found.wrong += [f"{of} is in the archive alone" for of in sorted(replayed.keys() - sent.keys())[:NAMED]]
+    for of in sent.keys() & replayed.keys():
+        live, again = sent[of], replayed[of]
+        if (live.ts_ms, live.policies, live.label) != (again.ts_ms, again.policies, again.label):
+            found.wrong.append(f"{of}: {live} was sent, and the archive gives {again}")
+        found.delayed += live.kinds != again.kinds
 
 
 def served_weights(settings: Settings, loop: CrashLoop) -> str:

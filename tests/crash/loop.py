@@ -105,6 +105,7 @@ class CrashLoop(Demo):
             gate="on",
             heldout_share=0.0,  # else nobody could say by name which rows were held out, and which are lost
             control_share=0.1,
+            archive_seconds=5.0,
             idle_seconds=IDLE_SECONDS,
             prefix=prefix,
             **pace.settings,

@@ -170,6 +170,7 @@ class Run:
             "named": [*found.lost[:NAMED], *found.doubled[:NAMED]],
             "wrong": found.wrong,
             "refusals": found.refusals - before.refusals,
+            "delayed": found.delayed,
             "weights": found.weights,
         }
         return row, found

@@ -8,7 +8,7 @@ import pytest
 
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
 from millrace.versions.decisions import Decided, Learnt, Refused, SamplesTaken, Span, WentBack
-from tests.crash.books import Balance, account_updates
+from tests.crash.books import Balance, Told, account_archive, account_updates
 
 ROWS = {
     (0, 0): [("a", 0, NEGATIVE), ("a", 1, POSITIVE), ("a", 1, FOLLOW_UP)],
@@ -64,3 +64,18 @@ def test_a_row_in_two_micro_batches_is_doubled_wherever_it_lies() -> None:
 def test_a_message_that_was_not_read_is_lost() -> None:
     found = account(TAKEN[1], Learnt((THIRD,)))
     assert found.lost == ["samples at (0, 0) were never read", "samples at (0, 1) were never read"]
+
+
+def test_what_the_archive_gives_is_what_was_sent() -> None:
+    def told(*kinds: int, ts_ms: int = 7, policy: int = 2) -> Told:
+        return Told(ts_ms, frozenset([policy]), frozenset(kinds))
+
+    sent = {("a", 0): told(NEGATIVE), ("a", 1): told(NEGATIVE, CORRECTION), ("b", 0): told(POSITIVE)}
+    found = Balance()
+    account_archive(found, sent, sent | {("a", 1): told(POSITIVE)})
+    assert (found.wrong, found.delayed) == ([], 1), "the watermark decides when a label is given"
+    for other in (told(NEGATIVE), told(POSITIVE, ts_ms=8), told(POSITIVE, policy=1)):
+        account_archive(wrong := Balance(), sent, sent | {("b", 0): other})
+        assert len(wrong.wrong) == 1
+    account_archive(lacking := Balance(), sent, {of: sent[of] for of in list(sent)[:2]} | {("c", 0): told(NEGATIVE)})
+    assert lacking.wrong == ["('b', 0) is not in the archive", "('c', 0) is in the archive alone"]
