@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from commands.offline.dataset import truth_of
 from commands.offline.intervals import DIGITS
-from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, learn_through
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, learn_through
 from commands.replay.stretches import Stretches
 from experiments import outcome_labels
 from experiments.runs import Row, interval_of, means, of_labels, quotient, run_experiment

@@ -26,8 +26,8 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from commands.offline.intervals import rounded
-from commands.replay.known import KnownSamples, learn_through
 from commands.replay.logfeatures import NEVER, Labels, LogRows
+from commands.replay.logsamples import KnownSamples, learn_through
 from commands.replay.replayrun import BATCH_ROWS
 from commands.replay.stretches import Stretches
 from experiments.runs import Row, interval_of, means, quotient

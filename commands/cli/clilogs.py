@@ -18,7 +18,7 @@ from millrace.basics.errors import SchemaError, SettingError
 from millrace.contracts.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from commands.replay.known import LabelSettings
+    from commands.replay.logsamples import LabelSettings
 
 app = cyclopts.App(name="log", help="Logs of exposures: guess a schema, replay, audit, freshness, delays, bootstrap.")
 
@@ -293,7 +293,7 @@ def simulate(
 
 def _labels(policy: str | None) -> tuple[LabelSettings, Settings]:
     """When labels are learnt, by flag and settings."""
-    from commands.replay.known import LabelSettings
+    from commands.replay.logsamples import LabelSettings
 
     at_once = policy == "immediate"
     settings = load_settings({"label_policy": None if at_once else policy})

@@ -21,8 +21,8 @@ from commands.delays.delaysreport import Trial, curve_plot, rows_of, trial_of, t
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
 from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
-from commands.replay.known import learn_through
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import learn_through
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayrun import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features

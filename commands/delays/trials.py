@@ -20,8 +20,8 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels
+from commands.replay.logsamples import KnownSamples
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
 from millrace.reports.spans import span_name

@@ -13,7 +13,7 @@ the partition's own code makes from the same window keys, equal to the bit. For 
 was shown what, so they come as messages.
 
 When the log ends, its labels are given: an exposure without a click is a negative, as the model has learnt it
-(:mod:`commands.replay.known`). A later click on a page that lives is a correction as usual.
+(:mod:`commands.replay.logsamples`). A later click on a page that lives is a correction as usual.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from commands.history.fill import RecentRows, cut_ms, fill
 from commands.history.logevents import LogEvents
 from commands.history.people import items_of, users_of
-from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads

@@ -17,7 +17,7 @@ from rich.console import Console
 from commands.proofs.altered import altered_side
 from commands.proofs.auditreport import print_audit, time_text, write_audit
 from commands.proofs.leak_audit import Audit, audit
-from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
+from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.reading import Log, name_of_log, reading
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.network.dense import threads

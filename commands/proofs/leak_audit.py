@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.proofs.altered import altered
-from commands.replay.known import KnownSamples, ReplayModel, ReplayObserver
+from commands.replay.logsamples import KnownSamples, ReplayModel, ReplayObserver
 from commands.replay.outcomefigures import OutcomeScores
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema

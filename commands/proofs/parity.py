@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from commands.proofs.archived import Archived, read_archive
 from commands.proofs.parityreport import MOST_GAP, make_report, print_parity, write_parity
-from commands.replay.known import KnownSamples, LabelSettings, learn_through
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings, learn_through
 from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.role.model_factory import model_of

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import LabelRows, Labels
+from commands.replay.logsamples import KnownSamples
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import auc_parts, gap
 from millrace.basics.ranking_metrics import DIGITS, figures_of, judged, known

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import KnownSamples
+from commands.replay.logsamples import KnownSamples
 from commands.replay.outcomefigures import OutcomeScores
 from learner.evaluation.progressive import baseline_column
 from millrace.basics.clustered import FEW, auc_parts, gap, user_numbers, within_parts
@@ -136,7 +136,7 @@ def _figures(
 
 
 class Baseline:
-    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.known.ReplayObserver`. Raises
+    """Takes the baseline's scores while a log is run: an :class:`~commands.replay.logsamples.ReplayObserver`. Raises
     ValueError if the schema has no such column; :meth:`of` gives None for it."""
 
     scores: NDArray[np.float32]

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.logfeatures import unfit
+from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples
 from millrace.contracts.samples import PAGE
 from stream.join.page_again import drawn
 

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import ReplayModel, ReplayObserver
+from commands.replay.logsamples import ReplayModel, ReplayObserver
 from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.steps import Step
 from learner.ranker.frozen_scores import Still

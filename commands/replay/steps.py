@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows, page_codes
-from commands.replay.known import KnownSamples, LabelSettings, batch_of
 from commands.replay.logfeatures import CHUNK_ROWS
+from commands.replay.logsamples import KnownSamples, LabelSettings, batch_of
 from commands.replay.stretches import Stretch, Stretches
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema

@@ -6,7 +6,7 @@
     rows       ── stretch ──┬── stretch ──┬── ...          cut where time moves on, and at the cuts
     features   cat, num of the stretch's rows              windows have counted what happened before each
     events     ░░░░ kept: actions of these rows that are due later, with their window keys
-    samples    as commands.replay.known makes them of the stretch; row numbers are the log's
+    samples    as commands.replay.logsamples makes them of the stretch; row numbers are the log's
 
 Tests hold this against arrays of the whole log (tests/commands/replay/plain_replay.py), to the bit.
 """
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows, ValueHashes
+from commands.replay.logsamples import KnownSamples, LabelSettings
 from commands.replay.sent_again import clicked_in_time, with_pages_again
 from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema

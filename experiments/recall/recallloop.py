@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.replay.known import KnownSamples, batch_of
+from commands.replay.logsamples import KnownSamples, batch_of
 from commands.replay.steps import steps
 from commands.replay.stretches import AT_ONCE
 from experiments.recall.recallshop import NOTE, RecallShop, Rows, Waiting

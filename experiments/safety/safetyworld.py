@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import LabelSettings
 from commands.replay.steps import steps
 from experiments.safety.poisons import users_drawn, without_user
 from millrace.basics.durations import DAY_MS, HOUR_MS

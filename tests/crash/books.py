@@ -31,8 +31,8 @@ from kafka.errors import KafkaError
 
 from commands.demo.conservation import Ledger
 from commands.loop.monitor import fetch
-from commands.replay.known import KnownSamples, LabelSettings
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings
 from learner.promotion.decisionhistory import decided_in
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import MillraceError, SchemaError, SnapshotError

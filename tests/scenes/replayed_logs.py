@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import LabelSettings, ReplayModel
+from commands.replay.logsamples import LabelSettings, ReplayModel
 from commands.replay.sidebyside import Runner
 from commands.replay.steps import steps
 from millrace.contracts.samples import SampleBatch

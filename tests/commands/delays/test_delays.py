@@ -14,8 +14,8 @@ from commands.delays.completeness import Curve, DelayedClicks
 from commands.delays.delaysreport import Trial, rows_of, trials_plot, verdict_of
 from commands.delays.delaysrun import delays
 from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
-from commands.replay.known import LabelSettings, learn_through
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import LabelSettings, learn_through
 from commands.replay.replayrun import run_log
 from commands.replay.stretches import Stretches, write_features
 from learner.ranker.model import OnlineModel

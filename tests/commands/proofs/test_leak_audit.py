@@ -18,7 +18,7 @@ from commands.proofs.auditreport import report_of, verdict_of
 from commands.proofs.auditrun import audit_log
 from commands.proofs.leak_audit import Audit, Witness, audit, unlike_rows
 from commands.replay import logfeatures, sidebyside
-from commands.replay.known import LabelSettings, ReplayModel, ReplayObserver
+from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.replayrun import run_log
 from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, parse_schema

@@ -18,7 +18,7 @@ from commands.proofs import parity
 from commands.proofs.archived import read_archive
 from commands.proofs.parity import progressive, replayed, verify_parity
 from commands.proofs.parityreport import MOST_GAP
-from commands.replay.known import LabelSettings
+from commands.replay.logsamples import LabelSettings
 from commands.replay.replayrun import run_log
 from learner.network.dense import threads
 from learner.role.model_factory import model_of

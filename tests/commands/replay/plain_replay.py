@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows, Score
-from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.sent_again import with_pages_again
 from learner.ranker.within_page import taught_by_page
 from millrace.contracts.samples import NEGATIVE, PAGE, SampleBatch

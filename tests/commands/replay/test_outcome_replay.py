@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.proofs.leak_audit import audit
-from commands.replay import known, logfeatures
+from commands.replay import logfeatures, logsamples
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
 from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.replayrun import replay, run_log
 from learner.network.dense import threads
@@ -90,7 +90,7 @@ def with_outcomes(log: LogTable, seed: int) -> LogTable:
 
 
 def turn_at(base_ms: int) -> int:
-    high = (int(combine(known._TURN, np.array([base_ms], np.uint64))[0]) >> 32) * 0x9E3779B1 % 2**32
+    high = (int(combine(logsamples._TURN, np.array([base_ms], np.uint64))[0]) >> 32) * 0x9E3779B1 % 2**32
     return next(number for number in range(1, 7) if number == 6 or high >> (32 - number) & 1)
 
 

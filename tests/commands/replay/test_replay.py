@@ -18,8 +18,8 @@ import pytest
 
 from commands.cli import cli
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import LabelSettings
 from commands.replay.logfeatures import LogRows
+from commands.replay.logsamples import LabelSettings
 from commands.replay.replayreport import make_report
 from commands.replay.replayrun import replay, run_log
 from commands.replay.stretches import Stretches

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
-from commands.replay.known import KnownSamples, LabelSettings, _promises
 from commands.replay.logfeatures import LogRows
+from commands.replay.logsamples import KnownSamples, LabelSettings, _promises
 from commands.replay.replayrun import run_log
 from commands.replay.sidebyside import Runner, StepQueue, Timing
 from commands.replay.steps import Step, WaitingBlocks, WaitingRows, steps

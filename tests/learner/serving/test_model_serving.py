@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from commands.replay.known import LabelSettings
+from commands.replay.logsamples import LabelSettings
 from commands.replay.replayrun import BATCH_ROWS, run_log
 from learner.network import bfloat16, elementwise
 from learner.network.backward import Workspace, written_pass

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from commands.history.logevents import LogEvents
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples
 from learner.network.models.delays import ENOUGH, PRIOR, Delays
 from learner.ranker.model import OnlineModel
 from learner.training.evolve import evolve

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import LabelRows, Labels, LogRows
+from commands.replay.logsamples import KnownSamples
 from commands.replay.sent_again import clicked_in_time
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE

@@ -25,8 +25,8 @@ from kafka import TopicPartition
 from commands.history.logevents import LogEvents
 from commands.judge.judgerun import judge
 from commands.replay.grouped import GroupedRows
-from commands.replay.known import KnownSamples
 from commands.replay.logfeatures import Labels, LogRows
+from commands.replay.logsamples import KnownSamples
 from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
