@@ -11,16 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.replay.grouped import page_codes
-from millrace.basics.hashing import U64
+from millrace.basics.hashing import U64, combine, salt
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
 from millrace.labels import LabelPolicy, policy_named
+from millrace.labels.tellings import place_hash, turns
 from millrace.logs import TS, LogTable
 from millrace.logs.copies import of_outcomes
 from millrace.windows.features import FeatureBuilder, steps
 
 CHUNK_ROWS = 16_384
 _MOST_VALUES = 1 << 20  # of a column whose hashes are remembered
+_TURN = salt("turn of an outcome")
 _EXPOSURE_COLUMN = 0  # the exposure is the first of a schema's window actions
 NEVER = np.iinfo(np.int64).max
 
@@ -159,6 +161,7 @@ class EventOutcome:
     back_ms: NDArray[np.int64]  # (n,) when it was taken back; a log does not tell
     defined: NDArray[np.bool_]  # (n,)
     ends_ms: int  # what is due later is not known
+    turns: NDArray[np.uint8]  # (n,) at which telling each row has its turn, if it is told by age
 
 
 class Labels:
@@ -213,7 +216,8 @@ class Labels:
             if one.event is not None:
                 never = np.full(rows.n, NEVER)
                 how = policy_named(one.told)
-                self.of_events.append(EventOutcome(k, how, one.within_ms, base, came, never, defined, ends))
+                turn = _turns(log, columns, base) if how.early else np.zeros(rows.n, np.uint8)
+                self.of_events.append(EventOutcome(k, how, one.within_ms, base, came, never, defined, ends, turn))
 
         row, ts_ms, column = [np.arange(rows.n)], [rows.ts_ms], [np.full(rows.n, _EXPOSURE_COLUMN, np.uint8)]
         for k, action in enumerate(actions[1:], 1):
@@ -231,6 +235,15 @@ class Labels:
         self.event_row: NDArray[np.intp] = np.concatenate(row)[order]
         self.event_ms: NDArray[np.int64] = np.concatenate(ts_ms)[order]
         self.event_action: NDArray[np.uint8] = np.concatenate(column)[order]
+
+
+def _turns(log: LogTable, columns: LogColumns, base_ms: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(n,) as live, where the log names page and position; else by the time."""
+    if columns.request is None or columns.position is None:
+        return turns((combine(_TURN, base_ms.view(np.uint64)) >> np.uint64(32)).astype(np.uint32))
+    pages, places = (log.table[name].cast(pa.string()).to_pylist() for name in (columns.request, columns.position))
+    named = (place_hash(page or "", int(place or 0)) for page, place in zip(pages, places, strict=True))
+    return turns(np.fromiter(named, np.uint32, len(pages)))
 
 
 def unfit(log: LogTable, schema: Schema) -> list[str]:

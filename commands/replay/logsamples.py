@@ -24,15 +24,13 @@ from numpy.typing import NDArray
 
 from commands.replay.logfeatures import EventOutcome, Labels, LogRows
 from learner.ranker.within_page import page_end
-from millrace.basics.hashing import combine, salt
 from millrace.contracts.events import CLICK, EXPOSURE
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, PAGE, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
 from millrace.labels import WITH_EXPOSURE, LabelPolicy, Promise, Traffic, Waits, is_early, policy_named
-from millrace.labels.tellings import ages_ms, tell, turns
+from millrace.labels.tellings import ages_ms, tell
 
 _PAGE_ROWS = 64  # looked at together
-_TURN = salt("turn of an outcome")
 _EXPOSED = 1 << EXPOSURE  # the actions of a sample, as bits
 _CLICKED = _EXPOSED | 1 << CLICK
 
@@ -119,7 +117,7 @@ class KnownSamples:
         """The tellings of an outcome that is told by age, one of ``outcomes``, age by age."""
         rows = np.flatnonzero(one.defined)
         base_ms, came_ms, back_ms = (a[rows] for a in (one.base_ms, one.came_ms, one.back_ms))
-        turn = turns((combine(_TURN, base_ms.view(np.uint64)) >> np.uint64(32)).astype(np.uint32))
+        turn = one.turns[rows]
         stands, parts = np.zeros(len(rows), np.uint8), [cls.none(outcomes)]
         ages = ages_ms(one.policy, one.within_ms)
         for number, age_ms in enumerate(ages, 1):

@@ -26,6 +26,8 @@ label: a 0 is a NEGATIVE, a 1 a POSITIVE, and a 2 a CORRECTION. B tellings.
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +46,11 @@ _KINDS = np.array([NEGATIVE, NEGATIVE, NEGATIVE, POSITIVE, CORRECTION], np.uint8
 def ages_ms(policy: LabelPolicy, within_ms: int) -> list[int]:
     """The ages at which rows are told."""
     return [within_ms >> k for k in reversed(range(TELLINGS if policy.early else 1))]
+
+
+def place_hash(request: str, position: int) -> int:
+    """Of an exposure, uint32, for :func:`turns`: so it has its turn at one telling, live and in a replay."""
+    return crc32(f"{request}\0{position}".encode())
 
 
 def turns(hashes: NDArray[np.uint32]) -> Codes:

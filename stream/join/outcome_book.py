@@ -37,7 +37,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import OUTCOME, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
-from millrace.labels.tellings import ages_ms
+from millrace.labels.tellings import ages_ms, place_hash
 from stream.join.hour_rows import DTYPES, FORGOTTEN, Aged, Hour, HourRows, UserHours
 from stream.join.joined_pages import InputMessage
 from stream.join.page_rows import LoggedPage, Runs, Sampled
@@ -179,7 +178,7 @@ class OutcomeBook:
             self._next_ms = min(self._next_ms, rows.due_ms)
         positions = [position for first, end in runs for position in range(first, end)]
         what = [int.from_bytes(page.item[8 * at : 8 * at + 4], "little") for at in positions]
-        place = [_place(request, position) for position in positions]
+        place = [place_hash(request, position) for position in positions]
         rows.add(page.user, what, place, max(base_ms - hour[1], FORGOTTEN + 1))
         actions = 1 << EXPOSURE | (1 << CLICK if on == "click" else 0)
         rows.recent.append(Sampled(request, page, ts_ms, runs, len(positions), OUTCOME, actions, 0, policy))
@@ -193,7 +192,7 @@ class OutcomeBook:
         if not self.takes(event.kind):
             return False
         who, what = value_hash(event.user_id), value_hash(event.item_id) & _MASK
-        one = Waiting(event.kind, _place(event.request_id, event.position), event.ts_ms, message, name_hash(event))
+        one = Waiting(event.kind, place_hash(event.request_id, event.position), event.ts_ms, message, name_hash(event))
         took, whole = self._note(who, what, one)
         if waits and not whole:
             self._wait(who, what, one._replace(took=took))
@@ -444,10 +443,6 @@ class OutcomeBook:
                 self._unsealed.add((on, hour))
         for who, what, events in waiting:
             self._waiting[who, what] = [Waiting(k, at, ts, InputMessage(*of), *rest) for k, at, ts, of, *rest in events]
-
-
-def _place(request: str, position: int) -> int:
-    return crc32(f"{request}\0{position}".encode())
 
 
 def book_of(schema: Schema, shape: tuple[int, int, int], late_ms: int) -> OutcomeBook | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.proofs.leak_audit import audit
-from commands.replay import logfeatures, logsamples
+from commands.replay import logfeatures
 from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
@@ -89,8 +90,12 @@ def with_outcomes(log: LogTable, seed: int) -> LogTable:
     return LogTable(table, log.user, log.item, log.label, log.rows_read, 0)
 
 
-def turn_at(base_ms: int) -> int:
-    high = (int(combine(logsamples._TURN, np.array([base_ms], np.uint64))[0]) >> 32) * 0x9E3779B1 % 2**32
+def turn_at(base_ms: int, page: str | None, slot: int | None) -> int:
+    """By the page and the slot, as live; where the log does not name them, by the time."""
+    if page is None:
+        high = (int(combine(logfeatures._TURN, np.array([base_ms], np.uint64))[0]) >> 32) * 0x9E3779B1 % 2**32
+    else:
+        high = crc32(f"{page}\0{slot}".encode()) * 0x9E3779B1 % 2**32
     return next(number for number in range(1, 7) if number == 6 or high >> (32 - number) & 1)
 
 
@@ -130,6 +135,7 @@ def test_each_outcome_is_told_one_time_when_it_is_known(n: int, seed: int, how: 
     }
     ends, expected, by_age = int(rows.ts_ms[-1]), {}, []
     for i, row in enumerate(log.table.to_pylist()):
+        own = (row["page"], row["slot"]) if text == PAGES else (None, None)
         click_ms = max(row["click_ms"], row[TS]) if row["click"] else None
         cart_ms = None if row["cart_ms"] is None else max(row["cart_ms"], row[TS])
         rule = [(row[TS], None), (click_ms, 3 * HOUR), (click_ms, 2 * HOUR), (row[TS], 24 * HOUR)]
@@ -142,7 +148,7 @@ def test_each_outcome_is_told_one_time_when_it_is_known(n: int, seed: int, how: 
             for number in range(1, 7):
                 due_at = since + window * 2**number // 64
                 came = cart_ms is not None and cart_ms < due_at
-                if due_at <= ends and not came and not said and turn_at(since) <= number:
+                if due_at <= ends and not came and not said and turn_at(since, *own) <= number:
                     said.append(0.0)
                     by_age.append((i, k, number, due_at, 0.0))
                 elif due_at <= ends and came and said in ([], [0.0]):
