@@ -202,6 +202,7 @@ class ClosedLoop:
     def _promise(self, arm: str, click_ms: Ints, bought_ms: Ints, page: Rows) -> None:
         """When each label of a page will be known."""
         labels: Any = SimpleNamespace(clicked=click_ms > 0, acted_ms=click_ms, wait_ms=self._wait_ms)
+        labels.corrects = np.zeros(len(click_ms), np.bool_)  # times alone say what is late
         outcomes, bought = self.shop.schema.outcome, bought_ms[:, None]
         labels.of_events = []  # each outcome is told one time
         labels.on_click = np.array([one.on == "click" for one in outcomes], np.bool_)

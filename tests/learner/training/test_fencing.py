@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from commands.cli import cli, climodel
-from learner.role import learnloop, service
+from learner.role import learnloop, service, topicoutput
 from learner.role.learnloop import LearnPace
 from learner.training import learner_claim
 from learner.training.learner_claim import LearnerClaim
@@ -73,7 +73,7 @@ def test_the_newer_learner_takes_over_and_the_older_stays_away(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learner_claim, "HEARTBEAT_SECONDS", 2.0)
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(topicoutput, "HEARTBEAT_SECONDS", 0.2)
     older = Role(settings)
     until(lambda: trained(settings) == 0, "the first learner serves")
     send(settings, [make_samples(100, 0)])
