@@ -6,6 +6,8 @@ Dashboards may rely on the names in ``docs/reference/metrics.md``.
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +27,7 @@ LOOP_TIMESTAMP = Gauge(
 ROLE_INFO = Gauge("millrace_role_info", "Which role this is.", ["role", "version"])
 
 
+PORT_PATIENCE_SECONDS = 10.0
 PORTS = {
     "serve": 8701,
     "stream": 8702,
@@ -55,11 +58,23 @@ class _Shown:
         return found
 
 
+def _server(port: int, host: str, shown: Any, patience_seconds: float) -> Any:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return start_http_server(port, addr=host, registry=shown)[0]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
+
+
 def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     """Serves ``/metrics`` on ``host:port`` in a daemon thread, logs where, and returns the port.
 
     Port 0 lets the system choose. None is the role's own of :data:`PORTS`, or a free one (logged) if that is taken, as
-    by a second worker on one machine. Raises PortError when the requested port is taken.
+    by a second worker on one machine. Raises PortError when the requested port stays taken for
+    :data:`PORT_PATIENCE_SECONDS`: processes of a role that was killed may hold it, or a connection of another's.
     """
     from millrace import __version__
 
@@ -68,12 +83,12 @@ def serve_metrics(role: str, port: int | None, host: str = "127.0.0.1") -> int:
     wanted = PORTS.get(role, 0) if port is None else port
     try:
         try:
-            server, _ = start_http_server(wanted, addr=host, registry=shown)
+            server = _server(wanted, host, shown, 0.0 if port is None else PORT_PATIENCE_SECONDS)
         except OSError:
             if port is not None:
                 raise
             log.warning("the role's metrics port is taken; another is used", role=role, taken=wanted)
-            server, _ = start_http_server(0, addr=host, registry=shown)
+            server = _server(0, host, shown, 0.0)
     except OSError as error:
         raise PortError(
             f"metrics port {host}:{port} of the role '{role}' cannot be bound ({error.strerror})",

@@ -145,6 +145,8 @@ class Supervisor:
             return
         pause = self._patience.pause(len(role.deaths))
         role.state, role.again_at = "waiting", now + pause
+        if role.process.returncode > 0 and (said := tail(role.log_path, 1)):
+            how = f"{how}: {said}"
         log.warning("role died", child=role.name, how=how, restart_in_seconds=pause)
         self._say(f"role '{role.name}' ended ({how}); restarting it in {pause:g} s")
 
