@@ -19,12 +19,12 @@ from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
-from millrace.logs.copies import TS, of_outcomes, time_columns
 from millrace.logs.faults import Faults
 from millrace.logs.later_events import LaterEvents
 from millrace.logs.log_joins import SideTables, beside
 from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.missing_columns import lacking
+from millrace.logs.sorting import TS, of_outcomes, time_columns
 from millrace.logs.unrolled import unroll
 from millrace.logs.values import as_text, flat, mask, missing
 

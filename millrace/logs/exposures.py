@@ -16,9 +16,10 @@ The result is a clean table, or one error that names all faults.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -27,15 +28,22 @@ from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
-from millrace.logs.copies import TS, identity, sorted_once
 from millrace.logs.faults import Decision, Faults
-from millrace.logs.log_files import estimated_bytes, files_of, read_files
+from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
-from millrace.logs.streamed import Bounds, RowSpool, Streamed, mapped, streamed
+from millrace.logs.sorting import TS, Sorting
+from millrace.logs.source import Source
 from millrace.logs.text import TextForm
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    whole_bytes: int = 1 << 27
+    block_bytes: int = 1 << 24
+    batch_rows: int = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,45 +102,61 @@ def read_log(
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), TextForm.of(log)
     files = files_of(paths, {j.file for j in schema.join})
-    side = SideTables.read(paths, schema, wanted.kept, faults)
-    rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
-    used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
-    drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
-
-    if spool is not None and estimated_bytes(files, wanted.raw) > bounds.whole_bytes:
-        source = Streamed(files, wanted.raw, form, faults, bounds, paths[0])
+    with TemporaryDirectory(prefix="log-", dir=spool) as made:
+        room = Path(made)
+        side = SideTables.read(paths, schema, wanted.kept, faults, room)
+        rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
+        used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
+        drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
+        source, sorting = (
+            Source(files, wanted.raw, form, faults, paths[0], room),
+            Sorting(log, tuple(schema.outcome_columns), drop, room),
+        )
         if faults.broken():
             faults.verdict()
-        file = spool / "log.arrow"
-        writing = RowSpool(file, schema, drop, faults, plausibility, bounds)
-        rows_read = streamed(source, rows, writing, faults, now_ms)
-        plausibility.end()
-        _verdict(faults, writing.rows, rows_read, name)
-        table, duplicates = mapped(file), writing.copies
-    else:
-        raw = read_files(files, wanted.raw, paths[0], form, faults)
-        rows_read = raw.num_rows
-        cleaned = rows.clean(raw)
-        del raw
-        if cleaned is None:
-            faults.verdict()
-            raise AssertionError("a column that cannot be read is a fault")
-        columns, _ = cleaned
-        _verdict(faults, len(columns[TS]), rows_read, name)
-        late, _ = out_of_order(columns[TS].to_numpy(), 0, durations.minutes_of(log.disorder) * 60_000)
-        faults.decide(f"rows come more than {log.disorder} too late in the file, and are sorted", log.time,
-                      int(late.sum()), "sort a log that is too large for memory before")  # fmt: skip
-        copy_of = identity(columns, log)
-        kept = pa.table({n: c for n, c in columns.items() if n not in drop})
-        table, _ = sorted_once(kept, log, copy_of, schema.outcome_columns)
-        duplicates = len(columns[TS]) - table.num_rows
-        plausibility.look(table)
-        plausibility.end()
+        rows_read = late = newest_ms = 0
+        for raw in source.stretches(bounds.batch_rows):
+            cleaned = rows.clean(raw, rows_read)
+            rows_read += raw.num_rows
+            if cleaned is None or faults.broken():
+                continue
+            columns = pa.table(cleaned[0])
+            behind, newest_ms = out_of_order(
+                columns[TS].to_numpy(), newest_ms, durations.minutes_of(log.disorder) * 60_000
+            )
+            late += int(behind.sum())
+            sorting.add(columns)
+        _verdict(faults, sorting.rows, rows_read, name)
+        faults.decide(f"rows come more than {log.disorder} too late in the file, and are sorted", log.time, late,
+                      "sort the log by time")  # fmt: skip
+        parts = sorting.sorted(bounds.batch_rows)
+        if spool is None:
+            table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
+        else:
+            table = _mapped(spool / "log.arrow", (_looked(part, plausibility) for part in parts))
+        if not log.identity:
+            plausibility.alike(sorting.alike())
+    plausibility.end()
     decisions = faults.decisions()
     notes = (*side.notes(), *map(str, decisions))
     return LogTable(
-        table, log.user, log.item, log.label, rows_read, duplicates, notes, decisions, faults.skipped
-    )  # fmt: skip
+        table, log.user, log.item, log.label, rows_read, sorting.rows - table.num_rows, notes, decisions, faults.skipped
+    )
+
+
+def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:
+    plausibility.look(part)
+    return part
+
+
+def _mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
+    """The rows in a file, without reading it: pages come from disk as they are used, and may leave memory again."""
+    first = next(parts)
+    with pa.ipc.new_file(str(file), first.schema) as out:
+        out.write_table(first)
+        for part in parts:
+            out.write_table(part)
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def _verdict(faults: Faults, rows: int, read: int, log: str) -> None:

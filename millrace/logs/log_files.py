@@ -9,24 +9,20 @@ CSV, one text makes a column of numbers a column of texts; in other forms that i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from millrace.basics.errors import LogError
-from millrace.logs.faults import Faults
-from millrace.logs.plain_types import plain
-from millrace.logs.text import TextForm, TextReader, blocks, wanted_once
+from millrace.logs.text import TextForm
 
 FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
 PARQUET = (".parquet", ".pq")
 TEXT = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
-_TIMES_COMPRESSED = 5  # about how much smaller compressed text is
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +73,6 @@ def _in_folder(folder: Path, side: set[str]) -> list[Path]:
     return parquet or [f for f in files if Ending.of(f).form in TEXT]
 
 
-def estimated_bytes(files: Iterable[Path], wanted: set[str]) -> int:
-    """About how much memory the wanted columns take: text counts its file's size, Parquet the unpacked columns.
-    Unreadable files count 0: reading them later reports the reason."""
-    total = 0
-    for file in files:
-        ending = Ending.of(file)
-        try:
-            if ending.form in PARQUET:
-                meta = pq.read_metadata(file)
-                for g in range(meta.num_row_groups):
-                    group = meta.row_group(g)
-                    columns = (group.column(c) for c in range(group.num_columns))
-                    packed = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in wanted)
-                    total += max(packed, 8 * len(wanted) * group.num_rows)  # dictionaries unpack to whole values
-            else:
-                total += file.stat().st_size * (_TIMES_COMPRESSED if ending.compressed else 1)
-        except (OSError, pa.ArrowException):
-            continue
-    return total
-
-
-def read_files(files: Sequence[Path], wanted: set[str], log: Path, form: TextForm, faults: Faults) -> pa.Table:
-    """The wanted columns of several files, one after the other, read whole. ``faults`` takes the lines that are not
-    rows.
-
-    Raises:
-        LogFaults: a file is unreadable or not of the form of its ending; or a wanted column occurs twice, is not UTF-8
-            text or does not fit.
-        LogError: the files disagree.
-    """
-    tables: list[pa.Table] = []
-    for file in files:
-        row = sum(t.num_rows for t in tables)
-        with faults.whole():
-            with named(file):
-                table = _read(file, wanted, form, faults, row)
-            tables.append(pa.table({name: plain(table[name], name, file, row) for name in table.column_names}))
-    if faults.broken():
-        faults.verdict()
-    try:
-        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        reason = str(error).strip().split("\n")[0]
-        raise LogError(f"the files of '{log}' disagree ({reason})", "give each column one type in all files") from None
-
-
 class named:
     """Turns a reader's exceptions into a LogError that names the file."""
 
@@ -136,22 +86,12 @@ class named:
         path = self._path
         if isinstance(error, UnicodeDecodeError):
             raise LogError(f"'{path}' is no UTF-8 text ({error})", "save it as UTF-8, or name its encoding") from None
-        if isinstance(error, pa.ArrowException | OSError):
+        if isinstance(error, pa.ArrowException | OSError | duckdb.Error):
             reason = str(error).strip().split("\n")[0][:300]
-            twice = re.search(r"Column\(/(.*)\) was specified twice in row (\d+)", reason)
-            if twice:  # pyarrow.json on a key, wanted or not
-                problem = f"'{path}': column '{twice[1]}' stands twice in row {int(twice[2]) + 1}"
-                raise LogError(problem, "write each key of an object once") from None
             remedy = "check the file and its ending"
             if Ending.of(path).form in PARQUET and ("footer" in reason or "magic" in reason or "too small" in reason):
                 remedy = "copy it again: it is cut off, or no Parquet"
             raise LogError(f"'{path}' cannot be read ({reason})", remedy) from None
-
-
-def column_names(file: Path, form: TextForm) -> list[str]:
-    if Ending.of(file).form in PARQUET:
-        return list(pq.read_schema(file).names)
-    return list(_read(file, None, form, Faults(str(file), skip_bad=True), 0).column_names)
 
 
 def text_ending(path: Path, form: TextForm) -> str:
@@ -162,14 +102,3 @@ def text_ending(path: Path, form: TextForm) -> str:
     if ending.form not in TEXT:
         raise LogError(f"'{path}' ends in '{ending.form}'", f"the ending tells the form: {FORMS}")
     return ending.form
-
-
-def _read(path: Path, wanted: set[str] | None, form: TextForm, faults: Faults, row: int) -> pa.Table:
-    """The wanted columns, each once; or (None) all columns, however often each occurs."""
-    ending = Ending.of(path)
-    if ending.form in PARQUET and not ending.compressed:
-        names = wanted_once(list(pq.read_schema(path).names), wanted or set(), path)
-        return pq.ParquetFile(path).read(names).select(names)  # read() takes "a.b" for a part of "a"
-    reader = TextReader(path, text_ending(path, form), form, wanted, faults, row)
-    (raw,) = blocks(path, None, faults)
-    return reader.table(raw)

@@ -24,9 +24,10 @@ from millrace.contracts.logforms import Join, LogColumns, strptime_of
 from millrace.contracts.schema import Schema
 from millrace.logs.columnchecks import check_single, time_ms
 from millrace.logs.faults import Faults
-from millrace.logs.log_files import files_of, read_files
+from millrace.logs.log_files import files_of
 from millrace.logs.log_times import Clock
 from millrace.logs.missing_columns import without_header
+from millrace.logs.source import Source
 from millrace.logs.text import TextForm
 from millrace.logs.values import as_text, flat, missing
 
@@ -40,13 +41,13 @@ class SideTables:
         self._tables = tables
 
     @classmethod
-    def read(cls, paths: Sequence[Path], schema: Schema, wanted: set[str], faults: Faults) -> SideTables:
+    def read(cls, paths: Sequence[Path], schema: Schema, wanted: set[str], faults: Faults, room: Path) -> SideTables:
         """The schema's side tables, from beside the log. An unreadable table is a fault. Raises SchemaError when a
         table has no column to join on."""
         tables = []
         for join in schema.join:
             with faults.whole():
-                tables.append(SideTable(beside(paths, join.file), join, schema, wanted, faults))
+                tables.append(SideTable(beside(paths, join.file), join, schema, wanted, faults, room))
         return cls(tables)
 
     def join(self, table: pa.Table, ts_ms: pa.Array | None, path: Path) -> pa.Table:
@@ -62,11 +63,14 @@ class SideTables:
 class SideTable:
     """One side table, and counts of matches."""
 
-    def __init__(self, file: Path, join: Join, schema: Schema, wanted: set[str], faults: Faults) -> None:
+    def __init__(self, file: Path, join: Join, schema: Schema, wanted: set[str], faults: Faults, room: Path) -> None:
         assert schema.log is not None
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
-        side = read_files(files_of([file]), wanted | keys, file, TextForm.of(join), faults)
+        source = Source(files_of([file]), wanted | keys, TextForm.of(join), faults, file, room)
+        if faults.broken():
+            faults.verdict()
+        side = pa.concat_tables([pa.table({n: pa.nulls(0, t) for n, t in source.types.items()}), *source.stretches()])
         if join.on not in side.column_names and (headless := without_header(file, TextForm.of(join))) is not None:
             raise headless
         _check_key(side, join.on, file)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.profile_warnings import near_names
 from millrace.contracts.schema import Schema
-from millrace.logs.log_files import Ending, column_names, files_of
+from millrace.logs.log_files import Ending, files_of
+from millrace.logs.source import column_names
 from millrace.logs.text import TextForm, is_data
 
 

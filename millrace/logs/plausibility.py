@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
-from millrace.logs.copies import TS, groups
+from millrace.logs.sorting import TS
 from millrace.logs.faults import Faults
-from millrace.logs.values import flat, is_text, mask
+from millrace.logs.values import is_text, mask
 
 _SAMPLE = 1000
 _MOSTLY = 0.9  # a text column with at least this share of numbers is one of numbers with some texts in it
@@ -37,10 +37,6 @@ class Plausibility:
         label, ts_ms = table[log.label].to_numpy(), table[TS].to_numpy()
         self._rows += len(label)
         self._ones += int(label.sum())
-        if not log.identity:
-            alike = [flat(table[name]) for name in (TS, log.user, log.item)]
-            decide("rows have the time, user and item of a row before, and are kept", log.item,
-                   len(label) - len(groups(alike)[1]), "where they are copies, name log.identity")  # fmt: skip
         if self._now_ms is not None:
             late = int((ts_ms > self._now_ms + DAY_MS).sum())
             decide(f"times in '{log.time}' are more than a day in the future, and kept", log.time, late,
@@ -61,6 +57,11 @@ class Plausibility:
             decide(f"'{clicks}' has no time where '{log.label}' is 1: it is learnt as a 1 and counts in no window",
                    clicks, int((~done & (label == 1)).sum()), "fill in the times, or leave the column out")  # fmt: skip
         self._mixed(table, log)
+
+    def alike(self, rows: int) -> None:
+        """So many rows have the time, user and item of a row before."""
+        self._faults.decide("rows have the time, user and item of a row before, and are kept", self._log.item, rows,
+                            "where they are copies, name log.identity")  # fmt: skip
 
     def _mixed(self, table: pa.Table, log: LogColumns) -> None:
         for name in table.column_names:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import Bounds, LogFaults, LogTable, local_days, read_log
-from millrace.logs.copies import groups
+
 from tests.scenes.exploring import examples
 from tests.scenes.small_logs import MS, PAGES, schema, written
 

@@ -1,0 +1,82 @@
+# core
+"""Clean rows in their order: by time, ties as they were read, one for each exposure.
+
+DuckDB sorts and finds copies, in bounded memory: what does not fit lies in a folder meanwhile. Copies are rows that are
+equal in the columns of ``log.identity``; the earliest stays. It gets the greatest label and the earliest time of each
+action of all copies: any copy may have seen the action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from millrace.contracts.logforms import LogColumns
+from millrace.logs.source import name
+
+TS = "ts_ms"
+MEMORY = "1GB"
+"""That sorting takes at most."""
+_SEQ = name("\x1fseq")
+
+
+class Sorting:
+    """Takes the rows of a log, and gives them sorted.
+
+    Args:
+        outcomes: columns of outcomes, which copies share as they share the label.
+        drop: columns that are not given.
+        room: a folder for what does not fit into memory.
+    """
+
+    def __init__(self, log: LogColumns, outcomes: tuple[str, ...], drop: set[str], room: Path) -> None:
+        self._log, self._outcomes, self._drop = log, outcomes, drop
+        self._sql = duckdb.connect(
+            ":memory:", config={"temp_directory": str(room), "memory_limit": MEMORY, "threads": "2"}
+        )
+        self._schema: pa.Schema | None = None
+        self.rows = 0
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows in the order of reading."""
+        if self._schema is None:
+            self._schema = rows.schema
+            columns = ", ".join(name(column) for column in rows.column_names)
+            self._sql.register("part", rows)
+            self._sql.execute(f"CREATE TABLE log AS SELECT {columns}, 0::BIGINT AS {_SEQ} FROM part LIMIT 0")
+        part = rows.cast(self._schema).append_column("\x1fseq", pa.array(range(self.rows, self.rows + rows.num_rows)))
+        self._sql.register("part", part)
+        self._sql.execute("INSERT INTO log SELECT * FROM part")
+        self._sql.unregister("part")
+        self.rows += rows.num_rows
+
+    def sorted(self, size: int) -> Iterator[pa.Table]:
+        """The rows in their order, so many at a time."""
+        assert self._schema is not None
+        kept = [field for field in self._schema if field.name not in self._drop]
+        copy_of = [name(TS if column == self._log.time else column) for column in self._log.identity]
+        if copy_of:
+            group = ", ".join(copy_of)
+            greatest, earliest = {self._log.label, *self._outcomes}, set(self._log.action_times.values())
+            chosen = [
+                f"max({name(f.name)}) OVER (PARTITION BY {group})" if f.name in greatest else
+                f"min({name(f.name)}) OVER (PARTITION BY {group})" if f.name in earliest else name(f.name)
+                for f in kept
+            ]  # fmt: skip
+            select = ", ".join(f"{made} AS {name(field.name)}" for made, field in zip(chosen, kept, strict=True))
+            copies = f"row_number() OVER (PARTITION BY {group} ORDER BY {TS}, {_SEQ})"
+            query = f"SELECT {select}, {_SEQ} FROM log QUALIFY {copies} = 1"
+        else:
+            query = "SELECT * FROM log"
+        columns, schema = ", ".join(name(field.name) for field in kept), pa.schema(kept)
+        for batch in self._sql.sql(f"SELECT {columns} FROM ({query}) ORDER BY {TS}, {_SEQ}").to_arrow_reader(size):
+            yield pa.Table.from_batches([batch]).cast(schema)
+
+    def alike(self) -> int:
+        """Rows that have the time, user and item of a row before."""
+        same = ", ".join(name(column) for column in (TS, self._log.user, self._log.item))
+        found = self._sql.execute(f"SELECT (SELECT count(*) FROM (SELECT DISTINCT {same} FROM log))").fetchall()[0]
+        return self.rows - int(found[0])
