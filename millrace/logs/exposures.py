@@ -113,6 +113,8 @@ def read_log(
             Sorting(log, tuple(schema.outcome_columns), drop, room),
         )
         if faults.broken():
+            for _ in source.stretches(bounds.batch_rows):  # which tells of the lines that are no rows
+                pass
             faults.verdict()
         rows_read = late = newest_ms = 0
         for raw in source.stretches(bounds.batch_rows):

@@ -70,18 +70,18 @@ def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], p
     return f", row {before + row + 1}: {value.to_pylist()[0]!r:.60}"
 
 
-def common(found: Sequence[dict[str, pa.DataType]], where: Path) -> dict[str, pa.DataType]:
-    """The common type of each column over several blocks or files, as if inferred from all together. Raises LogError
-    where numbers and lists, or lists and texts, are mixed."""
+def common(found: Sequence[dict[str, pa.DataType]], where: Path, texts: bool = True) -> dict[str, pa.DataType]:
+    """The common type of each column over several files. ``texts``: what is no text in one is a text where it is one in
+    another, as in CSV. Raises LogError where kinds are mixed otherwise."""
     out: dict[str, pa.DataType] = {}
     for types in found:
         for name, kind in types.items():
             flat = plain_type(kind)
-            out[name] = flat if name not in out else _joined(out[name], flat, name, where)
+            out[name] = flat if name not in out else _joined(out[name], flat, name, where, texts)
     return out
 
 
-def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path) -> pa.DataType:
+def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path, texts: bool) -> pa.DataType:
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -89,8 +89,8 @@ def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path) -> pa.
     if pa.types.is_nested(one) or pa.types.is_nested(other):
         both = pa.types.is_list(one) and pa.types.is_list(other)
         if both:
-            return pa.list_(_joined(one.value_type, other.value_type, name, where))
-        raise LogError(f"the files of '{where}' disagree: '{name}' is {one} and {other}", "give each column one type")
+            return pa.list_(_joined(one.value_type, other.value_type, name, where, texts))
+        raise _disagree(one, other, name, where)
     number = (pa.types.is_integer, pa.types.is_floating)
     if all(any(of(kind) for of in number) for kind in (one, other)):
         return pa.int64() if pa.types.is_integer(one) and pa.types.is_integer(other) else pa.float64()
@@ -100,4 +100,10 @@ def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path) -> pa.
         if zone[0] == zone[1]:
             fine = any(pa.types.is_timestamp(k) and k.unit in ("us", "ns", "ms") for k in (one, other))
             return pa.timestamp("us" if fine else "s", zone[0])
+    if not texts:
+        raise _disagree(one, other, name, where)
     return pa.string()
+
+
+def _disagree(one: pa.DataType, other: pa.DataType, name: str, where: Path) -> LogError:
+    return LogError(f"the files of '{where}' disagree: '{name}' is {one} and {other}", "give each column one type")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,10 @@ _TOLD = {**dict.fromkeys((*_INTEGERS, "DOUBLE"), "numbers"), "VARCHAR": "texts",
 """What a person calls JSON's types."""
 
 
+_FORGET = "DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans"
+# Lines that are no rows are always noted: without it (DuckDB 2.0.1), one quote that is not closed makes a file of none.
+
+
 def literal(text: str) -> str:
     """The text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
@@ -78,17 +83,17 @@ class Source:
         for file in files:
             with faults.whole():
                 with named(file):
-                    one = self._open(file, wanted, form, unpacked(file, form, room))
                     try:
+                        one = self._open(file, wanted, form, unpacked(file, form, room))
                         types = one.types()
-                    except duckdb.IOException:  # as of a compressed file that is cut off
+                    except (duckdb.IOException, OSError):  # as of a compressed file that is cut off
                         one = self._open(file, wanted, form, unpacked(file, form, room, faults))
                         types = one.types()
                 self._files.append(one)
                 found.append(types)
         self.types: dict[str, pa.DataType] = {}
         with faults.whole():
-            self.types = common(found, log)
+            self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
 
     def _open(self, file: Path, wanted: set[str] | None, form: TextForm, text: Path) -> _Parquet | _Csv | _Json:
         if Ending.of(file).form in PARQUET and not Ending.of(file).compressed:
@@ -141,15 +146,20 @@ class _Text:
 
     def _table(self, **more: str) -> str:
         said = {"auto_detect": "false", "nullstr": literal(_NONE), "max_line_size": str(_LONGEST),
-                "ignore_errors": "true", **more}  # fmt: skip
+                "ignore_errors": "true", "store_rejects": "true", "rejects_limit": "0", **more}  # fmt: skip
         return f"read_csv({literal(str(self._read))}, {', '.join(f'{key}={value}' for key, value in said.items())})"
+
+    def _ask(self, query: str) -> list[Any]:
+        found: list[Any] = self._sql.execute(query).fetchall()
+        self._sql.execute(_FORGET)
+        return found
 
     def _rejected(self) -> list[tuple[int, str, str, str, int]]:
         """(line, kind of error, the line, message, its first byte) of each line that was left out, in their order."""
         asked = ("error_type", "csv_line", "error_message", "line_byte_position")
         query = f"SELECT line, {', '.join(f'any_value({one})' for one in asked)} FROM reject_errors"
         found = self._sql.execute(query + " GROUP BY line ORDER BY line").fetchall()
-        self._sql.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
+        self._sql.execute(_FORGET)
         return found
 
     def _no_text(self, line: int, at: int) -> LogError:
@@ -193,6 +203,8 @@ class _Csv(_Text):
         )  # fmt: skip
 
     def types(self) -> dict[str, pa.DataType]:
+        if not self._names:
+            return {}
         texts = {n for n, one in self._names.items() if one in self._form.texts}
         asked = [
             f"bit_or(CASE WHEN c{n} IN {_MISSING} THEN 0 WHEN c{n} IN ('0', '1') THEN {_BIT}"
@@ -204,13 +216,15 @@ class _Csv(_Text):
             else str(_TEXT)
             for n in self._names
         ]
-        found = self._sql.execute(f"SELECT {', '.join(asked)} FROM {self._lines_read()}").fetchall()[0]
+        found = self._ask(f"SELECT {', '.join(asked)} FROM {self._lines_read()}")[0]
         return {one: _kind(kinds) for one, kinds in zip(self._names.values(), found, strict=True)}
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+        if not self._names:
+            yield pa.table({})
+            return
         selected = ", ".join(f"c{n} AS {name(one)}" for n, one in self._names.items())
-        several = " OR ".join(f"contains(c{n}, chr(10))" for n in self._names)
-        read = self._sql.sql(f"SELECT {selected} FROM {self._lines_read(store_rejects='true', rejects_limit='0')}")
+        read = self._sql.sql(f"SELECT {selected} FROM {self._lines_read()}")
         for batch in read.to_arrow_reader(rows):
             table = pa.Table.from_batches([batch])
             yield pa.table({one: _cast(table[one], types[one]) for one in table.column_names})
@@ -221,9 +235,13 @@ class _Csv(_Text):
             if kind == "INVALID ENCODING":
                 raise self._no_text(line, at)
             number, shown = row + line - (not self._form.columns), text.strip()[:60]
-            problem, remedy = f"'{self.path}': row {number} is no row ({why.splitlines()[0]})", "correct the line"
+            problem, remedy = (
+                f"'{self.path}': row {number} is no row ({why.splitlines()[0].rstrip('.')})",
+                "correct the line",
+            )
             if "COLUMNS" in kind:
-                problem = f"'{self.path}': row {number}: {' '.join(why.split())}"
+                expected, there = re.findall(r"\d+", why)[:2]
+                problem = f"'{self.path}': row {number} has {there} columns, not {expected}"
                 remedy = "correct the line; a last line that is cut off means that the file is"
             if self._form.quoting and (text.count('"') % 2 or "\n" in text.strip()):
                 problem += ", since a quote in it is not closed"
@@ -236,8 +254,8 @@ class _Json(_Text):
         super().__init__(*args)
         first_lines(self._read, self.path, self._ending, self._form, self._wanted)
         asked = f"FROM {self._lines_read()} WHERE {_OBJECT}"
-        first = self._sql.execute(f"SELECT unnest(json_keys(line)) FROM (SELECT line {asked} LIMIT 1)").fetchall()
-        others = self._sql.execute(f"SELECT DISTINCT unnest(json_keys(line)) AS k {asked} ORDER BY k").fetchall()
+        first = self._ask(f"SELECT unnest(json_keys(line)) FROM (SELECT line {asked} LIMIT 1)")
+        others = self._ask(f"SELECT DISTINCT unnest(json_keys(line)) AS k {asked} ORDER BY k")
         there = list(dict.fromkeys(one for (one,) in first + others))
         self._names = there if self._wanted is None else [one for one in there if one in self._wanted]
         form = msgspec.json.encode(dict.fromkeys(self._names or ["-"], "JSON")).decode()
@@ -266,7 +284,7 @@ class _Json(_Text):
                 f"any_value(json_structure({value})) FILTER ({kind} = 'OBJECT')",
             ]
         query = f"SELECT {', '.join(asked)} FROM ({self._parsed} FROM {self._lines_read()})"
-        found = self._sql.execute(query).fetchall()[0]
+        found = self._ask(query)[0]
         for n, one in enumerate(self._names):
             kinds, great, lists, objects = found[4 * n : 4 * n + 4]
             self._kinds[one] = self._sort(kinds or {}, great, lists, objects)
@@ -290,7 +308,9 @@ class _Json(_Text):
         if most == "booleans":
             return most, "CAST({} AS BOOLEAN)", pa.bool_()
         form = str(objects) if most == "objects" else f'["{_inner(lists or [])}"]'
-        made = self._sql.sql(f"SELECT from_json(NULL::JSON, {literal(form)}) AS made").to_arrow_table()
+        made = self._sql.sql(
+            f"SELECT from_json('{form[0]}{chr(ord(form[0]) + 2)}', {literal(form)}) AS made"
+        ).to_arrow_table()
         return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: object) -> Iterator[pa.Table]:
@@ -300,7 +320,7 @@ class _Json(_Text):
             fits = f"json_type({value}) IN {(*(k for k, told in _TOLD.items() if told == most), 'NULL')}"
             asked += [f"CASE WHEN {fits} THEN {made.format(value)} END", f"{value} IS NULL OR coalesce({fits}, TRUE)"]
         columns = ", ".join(f"{part} AS c{n}" for n, part in enumerate(asked))
-        lines = self._lines_read(store_rejects="true", rejects_limit="0")
+        lines = self._lines_read()
         read = self._sql.sql(f"SELECT {columns} FROM ({self._parsed} FROM {lines}) WHERE trim(line) != ''")
         last: tuple[int, str] | None = None  # a line that is no object, if nothing came after it yet
         for batch in read.to_arrow_reader(rows):

@@ -88,7 +88,7 @@ def _pieces(path: Path, faults: Faults) -> Iterator[bytes]:
     with pa.input_stream(str(path)) as stream:
         while True:
             try:
-                read = stream.read(HEAD)
+                read = stream.read(1 << 16)
             except OSError as error:
                 reason = str(error).strip().split("\n")[0][:200]
                 problem = f"'{path}' cannot be read to its end ({reason})"
