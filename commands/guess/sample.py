@@ -8,6 +8,7 @@ beginning.
 
 from __future__ import annotations
 
+import re
 import csv
 import io
 import json
@@ -25,7 +26,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
-from millrace.logs.jsonlines import has_null_line
 from millrace.logs.log_files import PARQUET, Ending, files_of
 from millrace.logs.plain_types import plain
 from millrace.logs.text import is_data
@@ -45,6 +45,8 @@ _FORMS = {
 MOST_STRAY = 0.01
 """Share of a column's cells that may be of another form."""
 _SEPARATORS = ("::", "\t", ",", ";", "|")
+
+_FIRST_NULL, _NULL = re.compile(rb"(?:\xef\xbb\xbf)?\s*null"), re.compile(rb"\n[ \t\r]*null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,7 @@ def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
     """(JSON lines as a table, its columns with values of several kinds). Those are texts, as in a CSV, and so are
     whole numbers beyond 64 bits. A few lines that are no objects are left out."""
     try:
-        if has_null_line(raw):
+        if _FIRST_NULL.match(raw) is not None or _NULL.search(raw) is not None:
             raise pa.ArrowInvalid("a line is null")
         options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
         return pajson.read_json(pa.BufferReader(raw), options), frozenset()

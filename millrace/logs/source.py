@@ -79,6 +79,7 @@ class Source:
         self._faults = faults
         self._sql = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
         self._files: list[_Parquet | _Csv | _Json] = []
+        self.names: list[str] = []  # of all columns of all files, one after the other
         found = []
         for file in files:
             with faults.whole():
@@ -90,6 +91,7 @@ class Source:
                         one = self._open(file, wanted, form, unpacked(file, form, room, faults))
                         types = one.types()
                 self._files.append(one)
+                self.names += one.names
                 found.append(types)
         self.types: dict[str, pa.DataType] = {}
         with faults.whole():
@@ -111,7 +113,7 @@ class Source:
                     columns = {}
                     for column in part.column_names:
                         made = plain(part[column], column, file.path, row)
-                        kind = self.types[column]
+                        kind = self.types.get(column, made.type)  # where files disagree, there are none
                         columns[column] = made if made.type == kind else made.cast(kind)
                     yield pa.table(columns) if columns else part
                     row += part.num_rows
@@ -120,7 +122,7 @@ class Source:
 class _Parquet:
     def __init__(self, path: Path, wanted: set[str] | None) -> None:
         self.path = path
-        names = list(pq.read_schema(path).names)
+        self.names = names = list(pq.read_schema(path).names)
         self._names = wanted_once(names, set(names) if wanted is None else wanted, path)
 
     def types(self) -> dict[str, pa.DataType]:
@@ -183,7 +185,7 @@ class _Csv(_Text):
         super().__init__(*args)
         self._by = self._form.separator or ("," if self._ending == ".csv" else "\t")
         head = first_lines(self._read, self.path, self._ending, self._form, self._wanted)
-        names = list(self._form.columns) or _header(head, self._by, self._form.quoting)
+        self.names = names = list(self._form.columns) or _header(head, self._by, self._form.quoting)
         if not names:
             raise LogError(f"'{self.path}' cannot be read (it is empty)", "give a log with at least one exposure")
         wanted = wanted_once(names, set(names) if self._wanted is None else self._wanted, self.path)
@@ -256,7 +258,7 @@ class _Json(_Text):
         asked = f"FROM {self._lines_read()} WHERE {_OBJECT}"
         first = self._ask(f"SELECT unnest(json_keys(line)) FROM (SELECT line {asked} LIMIT 1)")
         others = self._ask(f"SELECT DISTINCT unnest(json_keys(line)) AS k {asked} ORDER BY k")
-        there = list(dict.fromkeys(one for (one,) in first + others))
+        self.names = there = list(dict.fromkeys(one for (one,) in first + others))
         self._names = there if self._wanted is None else [one for one in there if one in self._wanted]
         form = msgspec.json.encode(dict.fromkeys(self._names or ["-"], "JSON")).decode()
         self._kinds: dict[str, tuple[str, str, pa.DataType]] = {}
@@ -314,7 +316,7 @@ class _Json(_Text):
         return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: object) -> Iterator[pa.Table]:
-        asked = ["line", _OBJECT, "len(json_keys(line)) > len(list_distinct(json_keys(line)))"]
+        asked = ["line", _OBJECT, _TWICE]
         for one, (most, made, _) in self._kinds.items():
             value = f"o.{name(one)}"
             fits = f"json_type({value}) IN {(*(k for k, told in _TOLD.items() if told == most), 'NULL')}"
@@ -369,7 +371,8 @@ class _Json(_Text):
         faults.count("json", str(self.path), 1, number, shown, problem, f"correct the line: {shown}")
 
 
-_OBJECT = "(json_valid(line) AND json_type(line) = 'OBJECT')"
+_OBJECT = "CASE WHEN json_valid(line) THEN json_type(line) = 'OBJECT' ELSE FALSE END"
+_TWICE = "CASE WHEN json_valid(line) THEN len(json_keys(line)) > len(list_distinct(json_keys(line))) ELSE FALSE END"
 
 
 def _is_text(raw: bytes) -> bool:
@@ -436,5 +439,7 @@ def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
 
 
 def column_names(file: Path, form: TextForm) -> list[str]:
+    """All columns of a file, however often each occurs."""
     with TemporaryDirectory(prefix="log-") as room:
-        return list(Source([file], None, form, Faults(str(file), skip_bad=True), file, Path(room)).types)
+        faults = Faults(str(file), skip_bad=True)
+        return Source([file], set(), form, faults, file, Path(room)).names

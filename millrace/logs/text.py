@@ -84,7 +84,7 @@ def unpacked(path: Path, form: TextForm, room: Path, faults: Faults | None = Non
 
 
 def _pieces(path: Path, faults: Faults) -> Iterator[bytes]:
-    rest = b""
+    rest, some = b"", False
     with pa.input_stream(str(path)) as stream:
         while True:
             try:
@@ -92,6 +92,8 @@ def _pieces(path: Path, faults: Faults) -> Iterator[bytes]:
             except OSError as error:
                 reason = str(error).strip().split("\n")[0][:200]
                 problem = f"'{path}' cannot be read to its end ({reason})"
+                if b"\n" not in rest and not some:
+                    raise
                 faults.count("cut off", str(path), 1, 0, "", problem, "copy it again; its end is lost")
                 yield rest[: rest.rfind(b"\n") + 1]
                 return
@@ -99,7 +101,7 @@ def _pieces(path: Path, faults: Faults) -> Iterator[bytes]:
                 yield rest
                 return
             yield rest
-            rest = read
+            rest, some = read, some or b"\n" in rest
 
 
 def _check_separator(text: str, path: Path, ending: str, form: TextForm, wanted: set[str] | None) -> None:
