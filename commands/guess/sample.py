@@ -8,10 +8,10 @@ beginning.
 
 from __future__ import annotations
 
-import re
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

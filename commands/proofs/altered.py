@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
-from millrace.logs.copies import time_columns
+from millrace.logs.sorting import time_columns
 
 _REMOVED = 0.1  # of later exposures
 _NEW = 0.3  # of other values

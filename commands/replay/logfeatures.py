@@ -17,7 +17,7 @@ from millrace.contracts.schema import Schema
 from millrace.labels import LabelPolicy, policy_named
 from millrace.labels.tellings import place_hash, turns
 from millrace.logs import TS, LogTable
-from millrace.logs.copies import of_outcomes
+from millrace.logs.sorting import of_outcomes
 from millrace.windows.features import FeatureBuilder, steps
 
 CHUNK_ROWS = 16_384

@@ -77,7 +77,12 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     encoding: str = "utf-8"
     quoting: bool = True  # of CSV: a value in quotes may hold separators; false: a quote is a letter like others
     texts: tuple[str, ...] = ()  # columns of CSV that are text though they look like numbers
-    disorder: str = "1h"  # how much earlier than a row before it a row may be, in a log that is streamed
+    disorder: str = "1h"  # how much earlier than a row before it a row may be; others are counted, and sorted too
+
+    # Of a database.
+    table: str | None = None  # of a .duckdb file; default: the only one
+    attach: dict[str, str] = {}  # name -> file or address of a database that a SELECT (.sql) may name; read-only
+    extensions: tuple[str, ...] = ()  # of DuckDB, installed, that the SELECT needs: postgres, httpfs
 
     def __post_init__(self) -> None:
         if self.listed and self.request is None:

@@ -9,7 +9,7 @@ The result is a clean table, or one error that names all faults.
   column.
 - Only the columns that the schema names are kept. Outcomes of the exposure (dwell time, likes) are inputs only if a
   schema names them, and the label or an action's time may never be a field.
-- Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`~millrace.logs.copies`);
+- Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`~millrace.logs.sorting`);
   without it, rows that look like copies are counted.
 - A log above a bound is streamed to a mapped file, if the caller names a folder (:mod:`~millrace.logs.streamed`).
 """
@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from millrace.basics import durations
 from millrace.basics.errors import LogError, SchemaError
+from millrace.contracts.events import LAST_MS
 from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
@@ -33,17 +34,10 @@ from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
 from millrace.logs.sorting import TS, Sorting
-from millrace.logs.source import Source
-from millrace.logs.text import TextForm
+from millrace.logs.source import STRETCH_ROWS, Source
+from millrace.logs.text import FileForm
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    whole_bytes: int = 1 << 27
-    block_bytes: int = 1 << 24
-    batch_rows: int = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +46,7 @@ class LogTable:
 
     table: pa.Table
     """The schema's columns under their own names, the label as int8, action times as ms (null: did not happen), and
-    ``ts_ms`` int64, the time of the exposure. A streamed log is mapped from a file, in many pieces: take slices of it,
+    ``ts_ms`` int64, the time of the exposure. A log that is mapped from a file is in many pieces: take slices of it,
     never all of a text column."""
     user: str
     item: str
@@ -71,24 +65,23 @@ def read_log(
     skip_bad: bool = False,
     spool: Path | None = None,
     now_ms: int | None = None,
-    bounds: Bounds | None = None,
+    stretch_rows: int = STRETCH_ROWS,
 ) -> LogTable:
     """Reads and cleans the log; the rules are in the module's docstring.
 
     Args:
         path: a file or a folder, or several: one log, in their order.
         skip_bad: leaves out and counts bad rows, instead of an error.
-        spool: a folder for the mapped file of a log that is larger than ``bounds.whole_bytes``. The caller removes it
-            when the table is no longer used. Without it each log is read whole.
+        spool: a folder for the mapped file of the table. The caller removes it when the table is no longer used.
+            Without it the table is in memory.
         now_ms: the present, to count times of the future.
-        bounds: limit for reading whole, and sizes of the stretches above it.
+        stretch_rows: so many rows are read, checked and written at a time.
 
     Raises:
         LogError: no such file, unreadable, empty.
         LogFaults: all faults of rows and columns together: a wanted column that stands twice or holds lists; a missing
             time, user, item, label or day; a label that is not 0 or 1; an invalid time, day, position or number; a time
-            before 1990; ids that mix numbers and text or that a float cannot distinguish; a streamed row that is too
-            late for its place.
+            before 1990; ids that mix numbers and text or that a float cannot distinguish.
         SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
             nor a side table has.
     """
@@ -98,9 +91,8 @@ def read_log(
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     if not paths:
         raise LogError("no log is named", "give the path of a log")
-    bounds = bounds or Bounds()
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), TextForm.of(log)
+    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), FileForm.of(log)
     files = files_of(paths, {j.file for j in schema.join})
     with TemporaryDirectory(prefix="log-", dir=spool) as made:
         room = Path(made)
@@ -113,25 +105,25 @@ def read_log(
             Sorting(log, tuple(schema.outcome_columns), drop, room),
         )
         if faults.broken():
-            for _ in source.stretches(bounds.batch_rows):  # which tells of the lines that are no rows
+            for _ in source.stretches(stretch_rows):  # which tells of the lines that are no rows
                 pass
             faults.verdict()
         rows_read = late = newest_ms = 0
-        for raw in source.stretches(bounds.batch_rows):
+        bound_ms = durations.minutes_of(log.disorder) * durations.MINUTE_MS
+        future_ms = LAST_MS if now_ms is None else now_ms + durations.DAY_MS
+        for raw in source.stretches(stretch_rows):
             cleaned = rows.clean(raw, rows_read)
             rows_read += raw.num_rows
             if cleaned is None or faults.broken():
                 continue
             columns = pa.table(cleaned[0])
-            behind, newest_ms = out_of_order(
-                columns[TS].to_numpy(), newest_ms, durations.minutes_of(log.disorder) * 60_000
-            )
+            behind, newest_ms = out_of_order(columns[TS].to_numpy(), newest_ms, bound_ms, future_ms)
             late += int(behind.sum())
             sorting.add(columns)
         _verdict(faults, sorting.rows, rows_read, name)
         faults.decide(f"rows come more than {log.disorder} too late in the file, and are sorted", log.time, late,
                       "sort the log by time")  # fmt: skip
-        parts = sorting.sorted(bounds.batch_rows)
+        parts = sorting.sorted(stretch_rows)
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:

@@ -1,5 +1,5 @@
 # core
-"""The files of a log, and their forms: Parquet, CSV, TSV, JSON lines.
+"""The files of a log, and their forms: Parquet, CSV, TSV, JSON lines, a database's table, a SELECT.
 
 A log is one file, a folder of files, or several of both; files of a folder come in the order of their names. The
 name's ending gives the form. Text may be compressed (.gz, .bz2, .zst, .lz4). A column has one type in the whole log. In
@@ -17,10 +17,11 @@ import duckdb
 import pyarrow as pa
 
 from millrace.basics.errors import LogError
-from millrace.logs.text import TextForm
+from millrace.logs.text import FileForm
 
-FORMS = "Parquet, CSV (.csv), TSV (.tsv) or JSON lines (.jsonl)"
+FORMS = "Parquet, CSV (.csv), TSV (.tsv), JSON lines (.jsonl), a .duckdb file or a SELECT (.sql)"
 PARQUET = (".parquet", ".pq")
+DATABASE = (".duckdb", ".sql")
 TEXT = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
@@ -41,7 +42,7 @@ class Ending:
         if packed:
             endings.pop()
         form = endings[-1] if endings else ""
-        return cls(".csv" if text and form not in (*PARQUET, *TEXT) else form, packed)
+        return cls(".csv" if text and form not in (*PARQUET, *TEXT, *DATABASE) else form, packed)
 
 
 def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
@@ -94,7 +95,7 @@ class named:
             raise LogError(f"'{path}' cannot be read ({reason})", remedy) from None
 
 
-def text_ending(path: Path, form: TextForm) -> str:
+def text_ending(path: Path, form: FileForm) -> str:
     """The ending of a text file. Raises LogError for an unknown ending."""
     ending = Ending.of(path, text=bool(form.columns or form.separator))
     if ending.form in PARQUET and ending.compressed:

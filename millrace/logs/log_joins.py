@@ -28,7 +28,7 @@ from millrace.logs.log_files import files_of
 from millrace.logs.log_times import Clock
 from millrace.logs.missing_columns import without_header
 from millrace.logs.source import Source
-from millrace.logs.text import TextForm
+from millrace.logs.text import FileForm
 from millrace.logs.values import as_text, flat, missing
 
 I64 = NDArray[np.int64]
@@ -67,11 +67,11 @@ class SideTable:
         assert schema.log is not None
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
-        source = Source(files_of([file]), wanted | keys, TextForm.of(join), faults, file, room)
+        source = Source(files_of([file]), wanted | keys, FileForm.of(join), faults, file, room)
         if faults.broken():
             faults.verdict()
         side = pa.concat_tables([pa.table({n: pa.nulls(0, t) for n, t in source.types.items()}), *source.stretches()])
-        if join.on not in side.column_names and (headless := without_header(file, TextForm.of(join))) is not None:
+        if join.on not in side.column_names and (headless := without_header(file, FileForm.of(join))) is not None:
             raise headless
         _check_key(side, join.on, file)
         at: I64 | None = None

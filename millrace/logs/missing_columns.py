@@ -13,7 +13,7 @@ from millrace.contracts.profile_warnings import near_names
 from millrace.contracts.schema import Schema
 from millrace.logs.log_files import Ending, files_of
 from millrace.logs.source import column_names
-from millrace.logs.text import TextForm, is_data
+from millrace.logs.text import FileForm, is_data
 
 
 def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> SchemaError:
@@ -22,9 +22,9 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
     path = paths[0]
     log_only = set(schema.log.action_times.values())
     folder = path if path.is_dir() else path.parent
-    form = TextForm.of(schema.log)
+    form = FileForm.of(schema.log)
     files = [(file, form) for file in files_of([path], {j.file for j in schema.join})[:1]]
-    files += [(folder / j.file, TextForm.of(j)) for j in schema.join]
+    files += [(folder / j.file, FileForm.of(j)) for j in schema.join]
     there: set[str] = set()
     for file, written in files:
         try:
@@ -43,7 +43,7 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
     return SchemaError(f"{where} ('{path}') lack {what} of schema '{schema.name}'", said)
 
 
-def without_header(file: Path, form: TextForm) -> SchemaError | None:
+def without_header(file: Path, form: FileForm) -> SchemaError | None:
     """The error of a CSV without a header and without column names in the schema; None for any other file."""
     ending = Ending.of(file, text=form.separator is not None).form
     if form.columns or ending not in (".csv", ".tsv", ".tab"):

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
-from millrace.logs.sorting import TS
 from millrace.logs.faults import Faults
-from millrace.logs.values import is_text, mask
+from millrace.logs.sorting import TS
+from millrace.logs.values import flat, is_text, mask
 
 _SAMPLE = 1000
 _MOSTLY = 0.9  # a text column with at least this share of numbers is one of numbers with some texts in it
@@ -89,7 +89,8 @@ class Plausibility:
                                     "correct them, if they should be numbers")  # fmt: skip
 
 
-def out_of_order(ts_ms: np.ndarray, newest_ms: int, bound_ms: int) -> tuple[np.ndarray, int]:
-    """((n,) rows that are more than the bound earlier than a row before them, newest time so far)."""
-    newest = np.maximum.accumulate(np.r_[newest_ms, ts_ms])
+def out_of_order(ts_ms: np.ndarray, newest_ms: int, bound_ms: int, future_ms: int) -> tuple[np.ndarray, int]:
+    """((n,) rows that are more than the bound earlier than a row before them, newest time so far). A time from
+    ``future_ms`` on makes no other row late."""
+    newest = np.maximum.accumulate(np.r_[newest_ms, np.where(ts_ms < future_ms, ts_ms, 0)])
     return ts_ms < newest[:-1] - bound_ms, int(newest[-1])

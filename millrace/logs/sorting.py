@@ -8,19 +8,29 @@ action of all copies: any copy may have seen the action.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from millrace.contracts.logforms import LogColumns
-from millrace.logs.source import name
+from millrace.logs.query import MEMORY, name
 
 TS = "ts_ms"
-MEMORY = "1GB"
-"""That sorting takes at most."""
+THREADS: int | None = None
+"""That sort; None: as many as there are processors. The result is the same with any number."""
 _SEQ = name("\x1fseq")
+
+
+def of_outcomes(name: str) -> str:
+    """The column by which outcomes are told, beside that with an action's times, where the log has later events."""
+    return f"{name} of outcomes"
+
+
+def time_columns(log: LogColumns, there: Collection[str]) -> list[tuple[str, str]]:
+    """(action, column) of all columns with times of actions that are there."""
+    return [(action, n) for action, name in log.action_times.items() for n in (name, of_outcomes(name)) if n in there]
 
 
 class Sorting:
@@ -34,9 +44,8 @@ class Sorting:
 
     def __init__(self, log: LogColumns, outcomes: tuple[str, ...], drop: set[str], room: Path) -> None:
         self._log, self._outcomes, self._drop = log, outcomes, drop
-        self._sql = duckdb.connect(
-            ":memory:", config={"temp_directory": str(room), "memory_limit": MEMORY, "threads": "2"}
-        )
+        how = {"temp_directory": str(room), "memory_limit": MEMORY, **({"threads": str(THREADS)} if THREADS else {})}
+        self._sql = duckdb.connect(":memory:", config=how)
         self._schema: pa.Schema | None = None
         self.rows = 0
 
@@ -60,7 +69,8 @@ class Sorting:
         copy_of = [name(TS if column == self._log.time else column) for column in self._log.identity]
         if copy_of:
             group = ", ".join(copy_of)
-            greatest, earliest = {self._log.label, *self._outcomes}, set(self._log.action_times.values())
+            greatest = {self._log.label, *self._outcomes}
+            earliest = {column for _, column in time_columns(self._log, self._schema.names)}
             chosen = [
                 f"max({name(f.name)}) OVER (PARTITION BY {group})" if f.name in greatest else
                 f"min({name(f.name)}) OVER (PARTITION BY {group})" if f.name in earliest else name(f.name)

@@ -17,9 +17,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import msgspec
@@ -30,9 +31,10 @@ import pyarrow.parquet as pq
 
 from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
-from millrace.logs.log_files import PARQUET, Ending, named, text_ending
+from millrace.logs.log_files import DATABASE, PARQUET, Ending, named, text_ending
 from millrace.logs.plain_types import common, plain, plain_type
-from millrace.logs.text import CSV, NO_QUOTING, TextForm, first_lines, unpacked
+from millrace.logs.query import Query, literal, name
+from millrace.logs.text import CSV, NO_QUOTING, FileForm, first_lines, unpacked
 from millrace.logs.values import is_text, mask
 
 STRETCH_ROWS = 1 << 16
@@ -43,8 +45,8 @@ _MISSING = (
     *("NaN", "n/a", "nan", "null"),
 )
 """Values of a CSV's column of numbers or booleans that mean none."""
-_INT, _FLOAT, _BIT, _WORD, _TEXT, _LINES = 1, 2, 4, 8, 16, 32
-"""Kinds of a text: a whole number of 64 bits; another number; 0 or 1; true or false; any other; one of several lines"""
+_INT, _FLOAT, _BIT, _WORD, _TEXT = 1, 2, 4, 8, 16
+"""Kinds of a text: a whole number of 64 bits; another number; 0 or 1; true or false; any other."""
 _INTEGERS = "UBIGINT", "BIGINT", "HUGEINT", "UHUGEINT"
 _TOLD = {**dict.fromkeys((*_INTEGERS, "DOUBLE"), "numbers"), "VARCHAR": "texts", "BOOLEAN": "booleans",
          "ARRAY": "lists", "OBJECT": "objects"}  # fmt: skip
@@ -55,13 +57,14 @@ _FORGET = "DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans
 # Lines that are no rows are always noted: without it (DuckDB 2.0.1), one quote that is not closed makes a file of none.
 
 
-def literal(text: str) -> str:
-    """The text as SQL writes it."""
-    return "'" + text.replace("'", "''") + "'"
+class _File(Protocol):
+    """A file of a log. ``stretches``: at most so many rows at a time, of the row after ``row`` of the log on."""
 
+    path: Path
+    names: list[str]
 
-def name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
+    def types(self) -> dict[str, pa.DataType]: ...
+    def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]: ...
 
 
 class Source:
@@ -74,21 +77,21 @@ class Source:
     """
 
     def __init__(
-        self, files: Sequence[Path], wanted: set[str] | None, form: TextForm, faults: Faults, log: Path, room: Path
+        self, files: Sequence[Path], wanted: set[str] | None, form: FileForm, faults: Faults, log: Path, room: Path
     ) -> None:
         self._faults = faults
         self._sql = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
-        self._files: list[_Parquet | _Csv | _Json] = []
+        self._files: list[_File] = []
         self.names: list[str] = []  # of all columns of all files, one after the other
         found = []
         for file in files:
             with faults.whole():
                 with named(file):
                     try:
-                        one = self._open(file, wanted, form, unpacked(file, form, room))
+                        one = self._open(file, wanted, form, room)
                         types = one.types()
                     except (duckdb.IOException, OSError):  # as of a compressed file that is cut off
-                        one = self._open(file, wanted, form, unpacked(file, form, room, faults))
+                        one = self._open(file, wanted, form, room, faults)
                         types = one.types()
                 self._files.append(one)
                 self.names += one.names
@@ -97,12 +100,17 @@ class Source:
         with faults.whole():
             self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
 
-    def _open(self, file: Path, wanted: set[str] | None, form: TextForm, text: Path) -> _Parquet | _Csv | _Json:
+    def _open(
+        self, file: Path, wanted: set[str] | None, form: FileForm, room: Path, lost: Faults | None = None
+    ) -> _File:
+        """``lost``: reads a text only as far as it can be unpacked; takes the fault of the end."""
         if Ending.of(file).form in PARQUET and not Ending.of(file).compressed:
             return _Parquet(file, wanted)
+        if Ending.of(file).form in DATABASE:
+            return Query(file, form, wanted, room)
         ending = text_ending(file, form)
         kind = _Csv if ending in CSV else _Json
-        return kind(file, text, ending, form, wanted, self._sql)
+        return kind(file, unpacked(file, form, room, lost), ending, form, wanted, self._sql)
 
     def stretches(self, rows: int = STRETCH_ROWS) -> Iterator[pa.Table]:
         """At most so many rows at a time, in the order of files and lines."""
@@ -130,7 +138,7 @@ class _Parquet:
         kinds = {column: plain_type(schema.field(column).type) for column in self._names}
         return {n: pa.string() if isinstance(kind, pa.BaseExtensionType) else kind for n, kind in kinds.items()}
 
-    def stretches(self, rows: int, row: int, faults: Faults, types: object) -> Iterator[pa.Table]:
+    def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         with pq.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, columns=self._names):
                 yield pa.Table.from_batches([batch]).select(self._names)
@@ -140,7 +148,7 @@ class _Text:
     """A file of lines that DuckDB reads. ``read``: where its unpacked text is."""
 
     def __init__(
-        self, path: Path, read: Path, ending: str, form: TextForm, wanted: set[str] | None,
+        self, path: Path, read: Path, ending: str, form: FileForm, wanted: set[str] | None,
         sql: duckdb.DuckDBPyConnection,
     ) -> None:  # fmt: skip
         self.path, self._read, self._ending, self._form, self._wanted = path, read, ending, form, wanted
@@ -150,6 +158,11 @@ class _Text:
         said = {"auto_detect": "false", "nullstr": literal(_NONE), "max_line_size": str(_LONGEST),
                 "ignore_errors": "true", "store_rejects": "true", "rejects_limit": "0", **more}  # fmt: skip
         return f"read_csv({literal(str(self._read))}, {', '.join(f'{key}={value}' for key, value in said.items())})"
+
+    def _single_lines(self) -> str:
+        """The file as a column ``line``."""
+        none = literal("")
+        return self._table(header="false", columns="{'line': 'VARCHAR'}", delim="chr(1)", quote=none, escape=none)
 
     def _ask(self, query: str) -> list[Any]:
         found: list[Any] = self._sql.execute(query).fetchall()
@@ -166,11 +179,13 @@ class _Text:
 
     def _no_text(self, line: int, at: int) -> LogError:
         """The error of a line that is no UTF-8, with what is none in it."""
+        found: list[tuple[str, bytes]] = []
         with pa.input_stream(str(self._read)) as stream:
             stream.read(at - 1)
             raw = stream.read(_LONGEST).split(b"\n")[0]
-        wrong = [(column, value.encode("latin-1")) for column, value in self._values(raw.decode("latin-1"))]
-        column, value = next(((column, value) for column, value in wrong if not _is_text(value)), ("", raw))
+        with suppress(ValueError):  # a line that is no JSON either
+            found = [(column, value.encode("latin-1")) for column, value in self._values(raw.decode("latin-1"))]
+        column, value = next(((column, value) for column, value in found if not _is_text(value)), ("", raw))
         row = line - (not self._form.columns and self._ending in CSV)
         problem = f"'{self.path}': column '{column}', row {row}: {value[:60]!r} is no UTF-8 text"
         return LogError(problem, "save it as UTF-8, or name its encoding")
@@ -191,17 +206,16 @@ class _Csv(_Text):
         wanted = wanted_once(names, set(names) if self._wanted is None else self._wanted, self.path)
         self._names = {names.index(one): one for one in wanted}
         self._columns = "{" + ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(names))) + "}"
-        self._lines = 0
 
     def _values(self, line: str) -> Iterable[tuple[str, str]]:
         values = next(csv.reader([line], delimiter=self._by), [])
         return [(one, values[n]) for n, one in self._names.items() if n < len(values)]
 
-    def _lines_read(self, **more: str) -> str:
+    def _lines_read(self) -> str:
         quote = literal('"' if self._form.quoting else "")
         return self._table(
             header=str(not self._form.columns).lower(), columns=self._columns, delim=literal(self._by), quote=quote,
-            escape=quote, **more,
+            escape=quote,
         )  # fmt: skip
 
     def types(self) -> dict[str, pa.DataType]:
@@ -227,13 +241,27 @@ class _Csv(_Text):
             return
         selected = ", ".join(f"c{n} AS {name(one)}" for n, one in self._names.items())
         read = self._sql.sql(f"SELECT {selected} FROM {self._lines_read()}")
+        there = 0
         for batch in read.to_arrow_reader(rows):
             table = pa.Table.from_batches([batch])
+            there += table.num_rows
             yield pa.table({one: _cast(table[one], types[one]) for one in table.column_names})
-        self._report(row, faults)
+        rejected = self._rejected()
+        self._report(rejected, row, faults)
+        if self._form.quoting and not rejected:
+            faults.decide(
+                f"lines of '{self.path}' stand within a quoted value that began on a line before, and are no rows",
+                str(self.path), self._quoted_lines(there), NO_QUOTING,
+            )  # fmt: skip
 
-    def _report(self, row: int, faults: Faults) -> None:
-        for line, kind, text, why, at in self._rejected():
+    def _quoted_lines(self, rows: int) -> int:
+        """How many lines more than rows there are, in a file with quotes."""
+        asked = "count(*), coalesce(bool_or(contains(line, '\"')), FALSE)"
+        lines, quotes = self._ask(f"SELECT {asked} FROM {self._single_lines()} WHERE trim(line) != ''")[0]
+        return max(lines - rows - (not self._form.columns), 0) if quotes else 0
+
+    def _report(self, rejected: list[tuple[int, str, str, str, int]], row: int, faults: Faults) -> None:
+        for line, kind, text, why, at in rejected:
             if kind == "INVALID ENCODING":
                 raise self._no_text(line, at)
             number, shown = row + line - (not self._form.columns), text.strip()[:60]
@@ -255,7 +283,7 @@ class _Json(_Text):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         first_lines(self._read, self.path, self._ending, self._form, self._wanted)
-        asked = f"FROM {self._lines_read()} WHERE {_OBJECT}"
+        asked = f"FROM {self._single_lines()} WHERE {_OBJECT}"
         first = self._ask(f"SELECT unnest(json_keys(line)) FROM (SELECT line {asked} LIMIT 1)")
         others = self._ask(f"SELECT DISTINCT unnest(json_keys(line)) AS k {asked} ORDER BY k")
         self.names = there = list(dict.fromkeys(one for (one,) in first + others))
@@ -266,12 +294,6 @@ class _Json(_Text):
 
     def _values(self, line: str) -> Iterable[tuple[str, str]]:
         return [(one, str(value)) for one, value in json.loads(line).items()]
-
-    def _lines_read(self, **more: str) -> str:
-        none = literal("")
-        return self._table(
-            header="false", columns="{'line': 'VARCHAR'}", delim="chr(1)", quote=none, escape=none, **more
-        )
 
     def types(self) -> dict[str, pa.DataType]:
         if not self._names:
@@ -285,7 +307,7 @@ class _Json(_Text):
                 f"list(DISTINCT json_structure({value})) FILTER ({kind} = 'ARRAY')",
                 f"any_value(json_structure({value})) FILTER ({kind} = 'OBJECT')",
             ]
-        query = f"SELECT {', '.join(asked)} FROM ({self._parsed} FROM {self._lines_read()})"
+        query = f"SELECT {', '.join(asked)} FROM ({self._parsed} FROM {self._single_lines()})"
         found = self._ask(query)[0]
         for n, one in enumerate(self._names):
             kinds, great, lists, objects = found[4 * n : 4 * n + 4]
@@ -315,14 +337,14 @@ class _Json(_Text):
         ).to_arrow_table()
         return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
 
-    def stretches(self, rows: int, row: int, faults: Faults, types: object) -> Iterator[pa.Table]:
+    def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         asked = ["line", _OBJECT, _TWICE]
         for one, (most, made, _) in self._kinds.items():
             value = f"o.{name(one)}"
             fits = f"json_type({value}) IN {(*(k for k, told in _TOLD.items() if told == most), 'NULL')}"
             asked += [f"CASE WHEN {fits} THEN {made.format(value)} END", f"{value} IS NULL OR coalesce({fits}, TRUE)"]
         columns = ", ".join(f"{part} AS c{n}" for n, part in enumerate(asked))
-        lines = self._lines_read()
+        lines = self._single_lines()
         read = self._sql.sql(f"SELECT {columns} FROM ({self._parsed} FROM {lines}) WHERE trim(line) != ''")
         last: tuple[int, str] | None = None  # a line that is no object, if nothing came after it yet
         for batch in read.to_arrow_reader(rows):
@@ -438,7 +460,7 @@ def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
     return [column for column in names if column in wanted]
 
 
-def column_names(file: Path, form: TextForm) -> list[str]:
+def column_names(file: Path, form: FileForm) -> list[str]:
     """All columns of a file, however often each occurs."""
     with TemporaryDirectory(prefix="log-") as room:
         faults = Faults(str(file), skip_bad=True)

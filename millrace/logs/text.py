@@ -33,26 +33,30 @@ _NO_TEXT = {
 
 
 @dataclass(frozen=True, slots=True)
-class TextForm:
-    """How a text file is written, beyond its ending."""
+class FileForm:
+    """What is to be known of a file, beyond its ending."""
 
-    columns: tuple[str, ...] = ()  # names of the columns of a file without a header line
+    columns: tuple[str, ...] = ()  # names of the columns of a text file without a header line
     separator: str | None = None
     encoding: str = "utf-8"
     quoting: bool = True
     """A value in quotes may hold separators and line breaks; else a quote is an ordinary character."""
     texts: frozenset[str] = frozenset()
     """Columns of CSV that are text, whatever they look like: ids beyond 64 bits, or with zeros in front."""
+    table: str | None = None  # of a database's file
+    attach: tuple[tuple[str, str], ...] = ()  # name and address of each database that a SELECT may name
+    extensions: tuple[str, ...] = ()  # of DuckDB, to load
 
     @classmethod
-    def of(cls, said: LogColumns | Join) -> TextForm:
+    def of(cls, said: LogColumns | Join) -> FileForm:
         """As a schema's section describes it."""
+        text = said.columns, said.separator, said.encoding, said.quoting
         if not isinstance(said, LogColumns):
-            return cls(said.columns, said.separator, said.encoding, said.quoting)
-        return cls(said.columns, said.separator, said.encoding, said.quoting, frozenset(said.texts))
+            return cls(*text)
+        return cls(*text, frozenset(said.texts), said.table, tuple(said.attach.items()), said.extensions)
 
 
-def first_lines(read: Path, path: Path, ending: str, form: TextForm, wanted: set[str] | None) -> str:
+def first_lines(read: Path, path: Path, ending: str, form: FileForm, wanted: set[str] | None) -> str:
     """The beginning of a text file. ``read``: where its text is, if not in ``path``. Raises LogError for a file of
     another form."""
     with pa.input_stream(str(read)) as stream:
@@ -70,7 +74,7 @@ def first_lines(read: Path, path: Path, ending: str, form: TextForm, wanted: set
     return text
 
 
-def unpacked(path: Path, form: TextForm, room: Path, faults: Faults | None = None) -> Path:
+def unpacked(path: Path, form: FileForm, room: Path, faults: Faults | None = None) -> Path:
     """A file of UTF-8 text that DuckDB reads: the file itself, or a copy in ``room``. ``faults``: a copy in any case,
     of what can be read; a lost end is a fault."""
     utf8 = codecs.lookup(form.encoding).name in ("utf-8", "utf-8-sig")
@@ -104,7 +108,7 @@ def _pieces(path: Path, faults: Faults) -> Iterator[bytes]:
             rest, some = read, some or b"\n" in rest
 
 
-def _check_separator(text: str, path: Path, ending: str, form: TextForm, wanted: set[str] | None) -> None:
+def _check_separator(text: str, path: Path, ending: str, form: FileForm, wanted: set[str] | None) -> None:
     """Raises where only another separator splits the header: else it would be read as one odd column."""
     by = form.separator or ("," if ending == ".csv" else "\t")
     header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]

@@ -19,8 +19,8 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import load_schema, parse_schema
 from millrace.labels import REGISTRY, LabelPolicy
 from millrace.logs import LogTable, read_log
-from millrace.logs.copies import of_outcomes
 from millrace.logs.later_events import LaterEvents
+from millrace.logs.sorting import of_outcomes
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.schemafile import schema_text

@@ -252,18 +252,24 @@ def test_quotes_are_letters_where_quoting_is_off(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_is_never_closed_is_said_to_be_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        LogError, match=r"row 1 has \d columns, not 5, since a quote in it is not closed.*quoting = false"
-    ):
+    with pytest.raises(LogError, match=r"row 1 is no row .*since a quote in it is not closed.*quoting = false"):
         read_log(_titled(tmp_path, ['"I am', "A plain one", "Last"]), schema(TITLED))
 
 
 def test_lines_that_a_quote_takes_in_are_counted(tmp_path: Path) -> None:
-    titles = ['"I am', "A plain one", '"It is', "Another", "Last"]  # the first two quotes make one row of three lines
-    read = read_log(_titled(tmp_path, titles), schema(TITLED))
-    assert read.table["what"].to_pylist() == ["i2", "i3", "i4"]
+    titles = ['"I am', "A plain one", 'It is"', "Another", "Last"]  # the two quotes make one value of three lines
+    path = tmp_path / "log.csv"
+    path.write_text("".join(f"{MS + n},{n % 3},i{n},{n % 2},{title}\n" for n, title in enumerate(titles)))
+    read = read_log(path, schema('columns = ["at", "who", "what", "clicked", "title"]\n'))
+    assert read.table["what"].to_pylist() == ["i0", "i3", "i4"]
     (reported,) = [d for d in read.decisions if "within a quoted value" in d.what]
     assert (reported.rows, "quoting = false" in reported.remedy) == (2, True)
+
+
+def test_a_quoted_value_that_goes_on_behind_its_end_is_an_error(tmp_path: Path) -> None:
+    titles = ['"I am', "A plain one", '"It is', "Another", "Last"]  # the second quote ends the first one's value
+    with pytest.raises(LogError, match=r"row 1 is no row .*since a quote in it is not closed.*quoting = false"):
+        read_log(_titled(tmp_path, titles), schema(TITLED))
 
 
 def test_a_file_without_a_header_and_without_columns_is_named_as_such(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Logs larger than memory: the same rows as when they are read whole, in memory that does not grow with the log."""
+"""Logs of many stretches: the same rows as from one, sorted as a plain sort does, in memory that stays."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.contracts.schema import Schema, parse_schema
-from millrace.logs import Bounds, LogFaults, LogTable, local_days, read_log
-
+from millrace.logs import LogFaults, LogTable, local_days, read_log, sorting
 from tests.scenes.exploring import examples
 from tests.scenes.small_logs import MS, PAGES, schema, written
 
-SMALL = Bounds(whole_bytes=0, block_bytes=2000, batch_rows=50)
+SMALL = 50  # rows
 MORE = """
 action_times = { click = "click_at" }
 request = "page"
@@ -87,19 +86,18 @@ def same(streamed: LogTable, whole: LogTable) -> None:
     for name in whole.table.column_names:
         assert streamed.table[name].to_pylist() == whole.table[name].to_pylist(), name
         assert streamed.table[name].type == whole.table[name].type, name
-    bound = [d for d in whole.decisions if "too late in the file" not in d.what]
-    assert [(d.what, d.column, d.rows) for d in streamed.decisions] == [(d.what, d.column, d.rows) for d in bound]
+    assert streamed.decisions == whole.decisions
 
 
 @pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.csv.gz", "log.jsonl"])
 def test_a_streamed_log_is_the_log_read_whole(tmp_path: Path, form: str) -> None:
     path = save(traffic(700, seed=5), tmp_path / form)
     alike = read_log(path, plan())
-    same(read_log(path, plan(), spool=tmp_path, bounds=SMALL), alike)
+    same(read_log(path, plan(), spool=tmp_path, stretch_rows=SMALL), alike)
     assert any(d.rows > 20 and "of a row before" in d.what for d in alike.decisions)
     copies = plan('identity = ["at", "who", "what"]\n')
     whole = read_log(path, copies)
-    streamed = read_log(path, copies, spool=tmp_path, bounds=SMALL)
+    streamed = read_log(path, copies, spool=tmp_path, stretch_rows=SMALL)
     same(streamed, whole)
     assert whole.duplicates > 20
     assert streamed.table[0].num_chunks > 5
@@ -108,26 +106,35 @@ def test_a_streamed_log_is_the_log_read_whole(tmp_path: Path, form: str) -> None
 
 
 @given(
-    at=st.lists(st.integers(0, 100), min_size=1, max_size=60),
-    batch=st.integers(1, 20),
-    minutes=st.integers(1, 12),
+    rows=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=60),
+    stretch=st.integers(1, 20),
+    threads=st.sampled_from([1, 2, 8]),
 )
-@example(at=[2, 30, 1], batch=2, minutes=10)
-@examples(40)
-def test_any_order_within_the_bound_is_brought_into_order(
-    tmp_path_factory: Any, at: list[int], batch: int, minutes: int
+@examples(60)
+def test_rows_are_sorted_and_copies_merged_as_plain_loops_do_it(
+    tmp_path_factory: Any, rows: list[tuple[int, int, int]], stretch: int, threads: int
 ) -> None:
-    """Times are thirds of a minute. Only rows that come too late for the bound are missing."""
+    """Of copies, the first row in the order of time and file stays, with the greatest label and the earliest click."""
     folder = tmp_path_factory.mktemp("order")
-    rows = [{"at": MS + a * 20_000, "who": n % 3, "what": n % 2, "clicked": n % 2} for n, a in enumerate(at)]
-    path = written(folder, rows)
-    limited = schema(f'disorder = "{minutes}min"\n')
-    how: dict[str, Any] = {"spool": folder, "bounds": Bounds(0, 1000, batch)}
-    late = [a < max(at[:n], default=0) - 3 * minutes for n, a in enumerate(at)]
-    streamed = read_log(path, limited, skip_bad=True, **how)
-    assert streamed.skipped == sum(late)
-    kept = [row for row, is_late in zip(rows, late, strict=True) if not is_late]
-    assert streamed.table.to_pydict() == read_log(written(folder, kept, "kept.parquet"), limited).table.to_pydict()
+    made = [
+        {"at": MS + a * 20_000, "who": n, "what": w, "clicked": c, "click_at": MS + n if c else None}
+        for n, (a, w, c) in enumerate(rows)
+    ]
+    path = written(folder, made)
+    plain = sorted(made, key=lambda row: row["at"])
+    merged: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in plain:
+        one = merged.setdefault((row["at"], row["what"]), dict(row))
+        one["clicked"] = max(one["clicked"], row["clicked"])
+        one["click_at"] = min((x["click_at"] for x in (one, row) if x["click_at"] is not None), default=None)
+    for identity, expected in (("", plain), ('identity = ["at", "what"]\n', [*merged.values()])):
+        read = schema('disorder = "2h"\naction_times = { click = "click_at" }\n' + identity)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sorting, "THREADS", threads)
+            log = read_log(path, read, spool=folder, stretch_rows=stretch)
+        found = log.table.to_pydict()
+        assert found == {name: [row["at" if name == "ts_ms" else name] for row in expected] for name in found}
+        assert log.duplicates == len(rows) - len(expected)
 
 
 def test_lists_and_side_tables_are_streamed_too(tmp_path: Path) -> None:
@@ -141,7 +148,7 @@ def test_lists_and_side_tables_are_streamed_too(tmp_path: Path) -> None:
     listed = parse_schema(LISTED + text + join)
     path = written(tmp_path, pages)
     whole = read_log(path, listed)
-    same(read_log(path, listed, spool=tmp_path, bounds=SMALL), whole)
+    same(read_log(path, listed, spool=tmp_path, stretch_rows=SMALL), whole)
     assert whole.table["price"].to_pylist()[-2:] == [4.0, 4.0]
     assert whole.table["page"][-1].as_py() == 299
 
@@ -172,7 +179,7 @@ def test_an_odd_row_of_a_later_block_has_its_number_in_the_log(tmp_path: Path, h
     path.write_text("\n".join(lines))
     named = "" if header else 'columns = ["at", "who", "what", "clicked"]\n'
     with pytest.raises(LogFaults) as caught:
-        read_log(path, schema('disorder = "10min"\n' + named), spool=tmp_path, bounds=SMALL)
+        read_log(path, schema('disorder = "10min"\n' + named), spool=tmp_path, stretch_rows=SMALL)
     (fault,) = caught.value.faults
     assert (fault.row, fault.rows) == (300, 1)
 
@@ -185,16 +192,9 @@ def test_types_are_those_of_all_blocks_and_not_of_the_first(tmp_path: Path) -> N
     path.write_text("at,who,shop,clicked,price\n" + lines)
     text = '[[fields]]\nname = "price"\nof = "item"\nkind = "numeric"\n[[fields]]\nname = "shop"\nof = "item"\n'
     mixed = schema("combine = { what = [] }\n" + text)
-    whole, streamed = read_log(path, mixed), read_log(path, mixed, spool=tmp_path, bounds=SMALL)
+    whole, streamed = read_log(path, mixed), read_log(path, mixed, spool=tmp_path, stretch_rows=SMALL)
     same(streamed, whole)
     assert streamed.table["shop"][399].as_py() == "u399"
-
-
-def test_small_logs_are_read_whole_and_leave_no_file(tmp_path: Path) -> None:
-    path = save(traffic(100, seed=1), tmp_path / "log.parquet")
-    streamed = read_log(path, plan(), spool=tmp_path)
-    assert streamed.table.equals(read_log(path, plan()).table)
-    assert not (tmp_path / "log.arrow").exists()
 
 
 def peak(path: Path, folder: Path) -> int:
@@ -204,7 +204,7 @@ def peak(path: Path, folder: Path) -> int:
     watching = pa.proxy_memory_pool(pool)
     pa.set_memory_pool(watching)
     try:
-        log = read_log(path, plan(), spool=folder, bounds=Bounds(0, 1 << 18, 1 << 12))
+        log = read_log(path, plan(), spool=folder, stretch_rows=1 << 12)
         held = watching.bytes_allocated()
         assert log.table.num_rows > 10_000
         assert held < 1 << 20, "the table itself is mapped"
@@ -223,17 +223,3 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path, form: str) -> None:
     assert size > 15_000_000
     assert peaks[1] < 1.3 * peaks[0]
     assert peaks[1] < size / 2
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", None])), max_size=30))
-@examples(50)
-def test_copies_are_found_as_a_plain_loop_finds_them(rows: list[tuple[int, str | None]]) -> None:
-    seen: dict[tuple[int, str | None], int] = {}
-    first: list[int] = []
-    for n, row in enumerate(rows):
-        if row not in seen:
-            seen[row] = len(first)
-            first.append(n)
-    found, places = groups([pa.array([n for n, _ in rows], pa.int64()), pa.array([t for _, t in rows], pa.string())])
-    assert found.tolist() == [seen[row] for row in rows]
-    assert places.tolist() == first

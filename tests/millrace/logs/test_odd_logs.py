@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.logs import Bounds, read_log
+from millrace.logs import read_log
 from tests.scenes.mangled import raw, said, trees
 from tests.scenes.small_logs import MS, ROWS, schema
 
@@ -33,7 +33,6 @@ GOOD: list[dict[str, Any]] = [
     | {"price": n / 2, "tags": f"t{n},t{n + 1}"}
     for n, row in enumerate(ROWS * 3)
 ]  # fmt: skip
-STREAMED = Bounds(whole_bytes=0, block_bytes=700, batch_rows=5)
 BYTES = 64 << 20
 """The most that Arrow may take for a log of some kilobytes."""
 
@@ -103,7 +102,7 @@ def read(name: str, body: bytes, data: st.DataObject) -> None:
         path.write_bytes(body)
         how: dict[str, Any] = {"skip_bad": data.draw(st.booleans()), "now_ms": MS}
         if data.draw(st.booleans()):
-            how |= {"spool": Path(folder), "bounds": STREAMED}
+            how |= {"spool": Path(folder), "stretch_rows": 5}
         before = pa.default_memory_pool().bytes_allocated()
         with said():
             read_log(path, PLAN, **how)
