@@ -34,7 +34,7 @@ from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
 from millrace.logs.sorting import TS, Sorting
-from millrace.logs.source import STRETCH_ROWS, Source
+from millrace.logs.source import STRETCH_ROWS, LogSource
 from millrace.logs.text import FileForm
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
@@ -101,7 +101,7 @@ def read_log(
         used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
         drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
         source, sorting = (
-            Source(files, wanted.raw, form, faults, paths[0], room),
+            LogSource(files, wanted.raw, form, faults, paths[0], room),
             Sorting(log, tuple(schema.outcome_columns), drop, room),
         )
         if faults.broken():

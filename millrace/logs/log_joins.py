@@ -27,7 +27,7 @@ from millrace.logs.faults import Faults
 from millrace.logs.log_files import files_of
 from millrace.logs.log_times import Clock
 from millrace.logs.missing_columns import without_header
-from millrace.logs.source import Source
+from millrace.logs.source import LogSource
 from millrace.logs.text import FileForm
 from millrace.logs.values import as_text, flat, missing
 
@@ -67,7 +67,7 @@ class SideTable:
         assert schema.log is not None
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
-        source = Source(files_of([file]), wanted | keys, FileForm.of(join), faults, file, room)
+        source = LogSource(files_of([file]), wanted | keys, FileForm.of(join), faults, file, room)
         if faults.broken():
             faults.verdict()
         side = pa.concat_tables([pa.table({n: pa.nulls(0, t) for n, t in source.types.items()}), *source.stretches()])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -44,7 +45,9 @@ class Sorting:
 
     def __init__(self, log: LogColumns, outcomes: tuple[str, ...], drop: set[str], room: Path) -> None:
         self._log, self._outcomes, self._drop = log, outcomes, drop
-        how = {"temp_directory": str(room), "memory_limit": MEMORY, **({"threads": str(THREADS)} if THREADS else {})}
+        how: dict[str, Any] = {"temp_directory": str(room), "memory_limit": MEMORY}
+        if THREADS:
+            how["threads"] = THREADS
         self._sql = duckdb.connect(":memory:", config=how)
         self._schema: pa.Schema | None = None
         self.rows = 0

@@ -67,7 +67,7 @@ class _File(Protocol):
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]: ...
 
 
-class Source:
+class LogSource:
     """The files as one sequence of rows.
 
     Args:
@@ -426,8 +426,8 @@ def _header(head: str, by: str, quoting: bool) -> list[str]:
     line = head.lstrip("\r\n")
     if len(by) > 1:
         return line.splitlines()[0].split(by) if line else []
-    how = {"quoting": csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE}
-    return next(csv.reader(io.StringIO(line), delimiter=by, **how), [])
+    read = csv.reader(io.StringIO(line), delimiter=by, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+    return next(read, [])
 
 
 def _kind(kinds: int | None) -> pa.DataType:
@@ -464,4 +464,4 @@ def column_names(file: Path, form: FileForm) -> list[str]:
     """All columns of a file, however often each occurs."""
     with TemporaryDirectory(prefix="log-") as room:
         faults = Faults(str(file), skip_bad=True)
-        return Source([file], set(), form, faults, file, Path(room)).names
+        return LogSource([file], set(), form, faults, file, Path(room)).names

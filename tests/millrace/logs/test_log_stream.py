@@ -116,7 +116,7 @@ def test_rows_are_sorted_and_copies_merged_as_plain_loops_do_it(
 ) -> None:
     """Of copies, the first row in the order of time and file stays, with the greatest label and the earliest click."""
     folder = tmp_path_factory.mktemp("order")
-    made = [
+    made: list[dict[str, Any]] = [
         {"at": MS + a * 20_000, "who": n, "what": w, "clicked": c, "click_at": MS + n if c else None}
         for n, (a, w, c) in enumerate(rows)
     ]
