@@ -114,7 +114,7 @@ def side_tables_altered(
             if join.at is None:
                 joins.append(msgspec.structs.replace(join, file=str(file)))
                 continue
-            side, holds_ms = SideTable(file, join, plan, wanted, Faults(str(file), skip_bad)).held
+            side, holds_ms = SideTable(file, join, plan, wanted, Faults(str(file), skip_bad), folder).held
             assert holds_ms is not None
             side = side.set_column(side.column_names.index(join.at), join.at, pa.array(holds_ms))
             path = folder / f"side-{n}.parquet"
