@@ -1,18 +1,21 @@
 # core
 """Clean rows in their order: by time, ties as they were read, one for each exposure.
 
-DuckDB sorts and finds copies, in bounded memory: what does not fit lies in a folder meanwhile. Copies are rows that are
-equal in the columns of ``log.identity``; the earliest stays. It gets the greatest label and the earliest time of each
-action of all copies: any copy may have seen the action.
+Rows lie in a file until all are there. DuckDB sorts those that are out of order and finds copies, in bounded memory;
+what does not fit lies in the same folder meanwhile. Copies are rows that are equal in the columns of ``log.identity``;
+the earliest stays. It gets the greatest label and the earliest time of each action of all copies: any copy may have
+seen the action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.logforms import LogColumns
@@ -21,7 +24,7 @@ from millrace.logs.query import MEMORY, name
 TS = "ts_ms"
 THREADS: int | None = None
 """That sort; None: as many as there are processors. The result is the same with any number."""
-_SEQ = name("\x1fseq")
+_SEQ = "\x1fseq"
 
 
 def of_outcomes(name: str) -> str:
@@ -40,35 +43,56 @@ class Sorting:
     Args:
         outcomes: columns of outcomes, which copies share as they share the label.
         drop: columns that are not given.
-        room: a folder for what does not fit into memory.
+        room: a folder for the rows.
     """
 
     def __init__(self, log: LogColumns, outcomes: tuple[str, ...], drop: set[str], room: Path) -> None:
-        self._log, self._outcomes, self._drop = log, outcomes, drop
-        how: dict[str, Any] = {"temp_directory": str(room), "memory_limit": MEMORY}
-        if THREADS:
-            how["threads"] = THREADS
-        self._sql = duckdb.connect(":memory:", config=how)
+        self._log, self._outcomes, self._drop, self._room = log, outcomes, drop, room
         self._schema: pa.Schema | None = None
+        self._file: pa.ipc.RecordBatchFileWriter | None = None
+        self._newest_ms = np.int64(0)
+        self._ordered = True
         self.rows = 0
 
     def add(self, rows: pa.Table) -> None:
         """Takes rows in the order of reading."""
-        if self._schema is None:
+        if self._schema is None or self._file is None:
             self._schema = rows.schema
-            columns = ", ".join(name(column) for column in rows.column_names)
-            self._sql.register("part", rows)
-            self._sql.execute(f"CREATE TABLE log AS SELECT {columns}, 0::BIGINT AS {_SEQ} FROM part LIMIT 0")
-        part = rows.cast(self._schema).append_column("\x1fseq", pa.array(range(self.rows, self.rows + rows.num_rows)))
-        self._sql.register("part", part)
-        self._sql.execute("INSERT INTO log SELECT * FROM part")
-        self._sql.unregister("part")
+            self._file = pa.ipc.new_file(str(self._unsorted), self._schema.append(pa.field(_SEQ, pa.int64())))
+        seq = np.arange(self.rows, self.rows + rows.num_rows)
+        self._file.write_table(rows.cast(self._schema).append_column(_SEQ, pa.array(seq)))
+        ts_ms = np.r_[self._newest_ms, rows[TS].to_numpy()]
+        self._ordered = self._ordered and bool((ts_ms[1:] >= ts_ms[:-1]).all())
+        self._newest_ms = ts_ms[-1]
         self.rows += rows.num_rows
+
+    @property
+    def _unsorted(self) -> Path:
+        return self._room / "unsorted.arrow"
+
+    @cached_property
+    def _read(self) -> pa.Table:
+        """The rows as they were read, mapped."""
+        assert self._file is not None
+        self._file.close()
+        return pa.ipc.open_file(pa.memory_map(str(self._unsorted))).read_all()
+
+    @cached_property
+    def _sql(self) -> duckdb.DuckDBPyConnection:
+        """A database in which the rows are ``log``."""
+        how: dict[str, Any] = {"temp_directory": str(self._room), "memory_limit": MEMORY}
+        if THREADS:
+            how["threads"] = THREADS
+        return duckdb.connect(":memory:", config=how).register("log", self._read)
 
     def sorted(self, size: int) -> Iterator[pa.Table]:
         """The rows in their order, so many at a time."""
         assert self._schema is not None
         kept = [field for field in self._schema if field.name not in self._drop]
+        if self._ordered and not self._log.identity:
+            rows = self._read.select([field.name for field in kept])
+            yield from (pa.Table.from_batches([batch]) for batch in rows.to_batches(size))
+            return
         copy_of = [name(TS if column == self._log.time else column) for column in self._log.identity]
         if copy_of:
             group = ", ".join(copy_of)
@@ -80,12 +104,14 @@ class Sorting:
                 for f in kept
             ]  # fmt: skip
             select = ", ".join(f"{made} AS {name(field.name)}" for made, field in zip(chosen, kept, strict=True))
-            copies = f"row_number() OVER (PARTITION BY {group} ORDER BY {TS}, {_SEQ})"
-            query = f"SELECT {select}, {_SEQ} FROM log QUALIFY {copies} = 1"
+            copies = f"row_number() OVER (PARTITION BY {group} ORDER BY {TS}, {name(_SEQ)})"
+            query = f"SELECT {select}, {name(_SEQ)} FROM log QUALIFY {copies} = 1"
         else:
             query = "SELECT * FROM log"
         columns, schema = ", ".join(name(field.name) for field in kept), pa.schema(kept)
-        for batch in self._sql.sql(f"SELECT {columns} FROM ({query}) ORDER BY {TS}, {_SEQ}").to_arrow_reader(size):
+        for batch in self._sql.sql(f"SELECT {columns} FROM ({query}) ORDER BY {TS}, {name(_SEQ)}").to_arrow_reader(
+            size
+        ):
             yield pa.Table.from_batches([batch]).cast(schema)
 
     def alike(self) -> int:
