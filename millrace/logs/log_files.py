@@ -9,6 +9,7 @@ CSV, one text makes a column of numbers a column of texts; in other forms that i
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class named:
         path = self._path
         if isinstance(error, UnicodeDecodeError):
             raise LogError(f"'{path}' is no UTF-8 text ({error})", "save it as UTF-8, or name its encoding") from None
-        if isinstance(error, pa.ArrowException | OSError | duckdb.Error):
+        if isinstance(error, pa.ArrowException | OSError | csv.Error | duckdb.Error):
             reason = str(error).strip().split("\n")[0][:300]
             remedy = "check the file and its ending"
             if Ending.of(path).form in PARQUET and ("footer" in reason or "magic" in reason or "too small" in reason):

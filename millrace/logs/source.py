@@ -426,7 +426,9 @@ def _header(head: str, by: str, quoting: bool) -> list[str]:
     line = head.lstrip("\r\n")
     if len(by) > 1:
         return line.splitlines()[0].split(by) if line else []
-    read = csv.reader(io.StringIO(line), delimiter=by, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+    read = csv.reader(
+        io.StringIO(line, newline=None), delimiter=by, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    )
     return next(read, [])
 
 

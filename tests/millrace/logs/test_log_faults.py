@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from millrace.basics.errors import LogError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs import LogFaults, LogTable, read_log
 from tests.scenes.small_logs import MS, ROWS, schema, written
@@ -226,6 +226,16 @@ def test_another_separator_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\n".join(path.read_text().splitlines()[1:]))
     nameless = 'columns = ["at", "who", "what", "clicked"]\n'
     assert "is separated by semicolons" in str(faults_of(path, schema(nameless)))
+
+
+@pytest.mark.parametrize("header", ["a\rt,who,what,clicked", "x" * 200_000 + ",who,what,clicked"])
+def test_a_header_that_cannot_be_read_is_an_error_of_the_file(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(f"{header}\n{MS},1,i1,0\n".encode())
+    with pytest.raises((LogError, SchemaError)) as caught:
+        read_log(path, schema())
+    assert "log.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # -- the table of docs/how-to/read-a-log.md: counted decisions ----------------------------------------------------
