@@ -119,7 +119,10 @@ class LogSource:
             with self._faults.whole(), named(file.path):
                 for part in file.stretches(rows, row, self._faults, self.types):
                     columns = {}
-                    for column in part.column_names:
+                    for column in dict.fromkeys([*self.types, *part.column_names]):
+                        if column not in part.column_names:  # as in files before the first with a new field
+                            columns[column] = pa.chunked_array([pa.nulls(part.num_rows, self.types[column])])
+                            continue
                         made = plain(part[column], column, file.path, row)
                         kind = self.types.get(column, made.type)  # where files disagree, there are none
                         columns[column] = made if made.type == kind else made.cast(kind)

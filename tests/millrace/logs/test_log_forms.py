@@ -230,6 +230,15 @@ def test_files_without_a_header_and_with_other_separators(tmp_path: Path, separa
     assert read_log(tmp_path / name, plan).table.equals(read_log(written(tmp_path, ROWS), schema()).table)
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_a_column_that_only_some_files_have_is_empty_in_the_others(tmp_path: Path, form: str) -> None:
+    for n, more in enumerate(({}, {"shop": "ten"}, {})):
+        written(tmp_path / "log", [row | more for row in ROWS[2 * n : 2 * n + 2]], f"{n}.{form}")
+    read = read_log(tmp_path / "log", schema('[[fields]]\nname = "shop"\nof = "item"\n'))
+    assert read.table["what"].to_pylist() == [f"i{n}" for n in range(6)]
+    assert read.table["shop"].to_pylist() == [None, None, "ten", "ten", None, None]
+
+
 TITLES = ['"I am', "A plain one", 'He said "no"', '"Quoted"', 'The "last']
 """Two of them open a quote that nobody closes: together they would take in the lines between them."""
 
