@@ -1,4 +1,26 @@
 # core
-"""What crosses a boundary between Millrace's packages, and the command line."""
+"""A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
 __version__ = "0.2.0"
+__all__ = ["Schema", "guess", "read", "replay"]
+
+_ROOMS = {
+    "Schema": "millrace.contracts.schema",
+    "guess": "commands.guess.write",
+    "read": "commands.replay.reading",
+    "replay": "commands.replay.replayrun",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported from its room when it is first used: every process runs this file."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'millrace' has no attribute '{name}'; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_ROOMS[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

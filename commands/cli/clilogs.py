@@ -6,19 +6,15 @@ Each command imports what it needs itself, so that ``--help`` and short commands
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
 from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, emit, report
-from millrace.basics.errors import SchemaError, SettingError
-from millrace.contracts.settings import Settings, load_settings
-
-if TYPE_CHECKING:
-    from commands.replay.logsamples import LabelSettings
+from millrace.basics.errors import SettingError
+from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(name="log", help="Logs of exposures: guess a schema, replay, audit, freshness, delays, bootstrap.")
 
@@ -52,8 +48,8 @@ def replay(
     """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day."""
     from commands.replay.replayrun import replay as run
 
-    labels, _ = _labels(label_policy)
-    report(json, run, _one_or_more(log), schema, out, seed=seed, model=model, labels=labels, skip_bad=skip_bad)
+    more: dict[str, Any] = {"seed": seed, "model": model, "label_policy": label_policy, "skip_bad": skip_bad}
+    report(json, run, _one_or_more(log), schema, out, **more)
 
 
 @app.command
@@ -71,8 +67,9 @@ def audit(
     """Look for leaks in a replay: alter all that comes after random times, and name what differs before them."""
     from commands.proofs.auditreport import report_of
     from commands.proofs.auditrun import audit_log
+    from commands.replay.replayrun import labels_of
 
-    labels, settings = _labels(label_policy)
+    labels, settings = labels_of(label_policy)
     spec = settings.spec() | ({"model": model} if model else {})
 
     def run() -> dict[str, Any]:
@@ -139,9 +136,7 @@ def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
     summary = found.summary()
     lines = [found.text.removesuffix("\n")] if out is None else [*summary, f"schema in {out}"]
     emit({"schema": found.text, "out": out, "summary": summary, "open": found.open}, lines, json)
-    if found.open:
-        could = "; ".join(f"{role}: {', '.join(names) or 'no column fits'}" for role, names in found.open.items())
-        raise SchemaError(f"the schema of '{log}' has open roles ({could})", "fill in its lines with '?'")
+    found.schema(str(log))
 
 
 @app.command
@@ -289,16 +284,6 @@ def simulate(
     with bars() as tick:
         paths = write_days(out, days, settings.seed, start, settings.shoppers, tick, world=world)
     emit({"logs": paths}, map(str, paths), json)
-
-
-def _labels(policy: str | None) -> tuple[LabelSettings, Settings]:
-    """When labels are learnt, by flag and settings."""
-    from commands.replay.logsamples import LabelSettings
-
-    at_once = policy == "immediate"
-    settings = load_settings({"label_policy": None if at_once else policy})
-    labels = LabelSettings.of(settings)
-    return replace(labels, policy=None) if at_once else labels, settings
 
 
 def _listed(text: str | None) -> list[str]:

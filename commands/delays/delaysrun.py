@@ -114,7 +114,7 @@ def delays(
             "final_labels": f"clicked within {span_name(longest_ms)}",
         }
         report = head | {"settings": rows_of(trials, present)} | report
-        run = about(log, schema, plan, table) | took.run
+        run = about(log, plan, table) | took.run
         run |= {
             "seed": seed,
             "settings_tried": len(chosen),

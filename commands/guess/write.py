@@ -14,7 +14,8 @@ from commands.guess.outcomes import LeftOut
 from commands.guess.roles import ColumnRole
 from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
-from millrace.contracts.schema import BLANK, MAX_COLUMNS
+from millrace.basics.errors import SchemaError
+from millrace.contracts.schema import BLANK, MAX_COLUMNS, Schema, parse_schema
 
 _NAMED = {
     "%y%m%d%H": "yymmddhh",
@@ -31,6 +32,13 @@ class Guess:
     open: dict[str, tuple[str, ...]]
     """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
     findings: SchemaFindings
+
+    def schema(self, source: str) -> Schema:
+        """The schema. ``source``: what a person calls the log. Raises SchemaError while a role is open."""
+        if self.open:
+            could = "; ".join(f"{role}: {', '.join(names) or 'no column fits'}" for role, names in self.open.items())
+            raise SchemaError(f"the schema of '{source}' has open roles ({could})", "fill in its lines with '?'")
+        return parse_schema(self.text, f"guess of '{source}'")
 
     @property
     def outcomes(self) -> dict[str, LeftOut]:
@@ -57,6 +65,17 @@ def guess_schema(path: Path) -> Guess:
     findings = find(path)
     open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
     return Guess(schema_text(path, findings), open_roles, findings)
+
+
+def guess(log: Path | str) -> Schema:
+    """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
+    comment on each decision.
+
+    Raises:
+        LogError: there is no log, it has no rows or cannot be read.
+        SchemaError: the time, the user, the item or the label cannot be found; the text names what it could be.
+    """
+    return guess_schema(Path(log)).schema(str(log))
 
 
 def schema_text(path: Path, found: SchemaFindings) -> str:

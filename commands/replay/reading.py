@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
-from millrace.contracts.schema import Schema
+from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
 
-Log = Path | Sequence[Path]
+Log = Path | str | Sequence[Path | str]
 
 
 @contextmanager
@@ -50,11 +50,24 @@ def say_decisions(table: LogTable) -> None:
         console.print(str(decision), highlight=False, markup=False)
 
 
-def about(log: Log, schema: Path, plan: Schema, table: LogTable) -> dict[str, Any]:
+def read(log: Log, schema: Schema | Path | str, *, skip_bad: bool = False) -> LogTable:
+    """The clean rows of a log, in memory and in the order of time: what a replay runs through.
+
+    Args:
+        log: a path, or several that are one log.
+        skip_bad: leaves out and counts bad rows, instead of an error.
+
+    Raises:
+        LogError, SchemaError: as :func:`~millrace.logs.read_log`.
+    """
+    return read_log(log, load_schema(schema), skip_bad=skip_bad, now_ms=int(time.time() * 1000))
+
+
+def about(log: Log, plan: Schema, table: LogTable) -> dict[str, Any]:
     decisions = [{"what": d.what, "column": d.column, "rows": d.rows, "remedy": d.remedy} for d in table.decisions]
     return {
-        "log": str(log) if isinstance(log, Path) else [str(path) for path in log],
-        "schema": str(schema),
+        "log": str(log) if isinstance(log, Path | str) else [str(path) for path in log],
+        "schema": plan.source,
         "schema_id": plan.id,
         "notes": list(table.notes),
         "reading": {"rows_read": table.rows_read, "skipped": table.skipped, "decisions": decisions},
@@ -62,5 +75,5 @@ def about(log: Log, schema: Path, plan: Schema, table: LogTable) -> dict[str, An
 
 
 def name_of_log(log: Log) -> str:
-    paths = [log] if isinstance(log, Path) else list(log)
+    paths = [Path(path) for path in ([log] if isinstance(log, Path | str) else log)]
     return paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")

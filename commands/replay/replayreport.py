@@ -9,7 +9,6 @@ Both AUCs within pages compare the same rows, in the same state of the windows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def _within(total: Mapping[str, Any]) -> str:
     return f" Within pages it ranks {how} than the item's rate alone: {figures}, {value:+.4f} ± {half:.4f}."
 
 
-def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -> None:
+def print_report(report: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     console = Console()
     say(report["verdict"], console)
     every = [*FIGURES, *(f"baseline_{key}" for key in ORDER)]
@@ -119,7 +118,7 @@ def print_report(report: Mapping[str, Any], run: Mapping[str, Any], out: Path) -
     if lines := report.get("outcomes"):
         figures = ["rows", "positives", "auc", "auc_over_click", "log_loss", "calibration"]
         show("Outcomes, each over the exposures that it is known of", lines, ("outcome", *figures), console)
-    console.print(f"{run['rows_per_second']:,} rows/s; report in {out}", highlight=False)
+    console.print(f"{run['rows_per_second']:,} rows/s", highlight=False)
 
 
 def _figures(

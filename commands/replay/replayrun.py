@@ -27,56 +27,89 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import unfit
 from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.outcomefigures import OutcomeScores
-from commands.replay.reading import Log, about, name_of_log, reading
+from commands.replay.reading import Log, about, name_of_log, reading, say_decisions
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
-from millrace.contracts.settings import Settings
-from millrace.logs import LogTable
-from millrace.reports import calibration_plot, day_plot, make_folder, write_all
+from millrace.contracts.settings import Settings, load_settings
+from millrace.logs import TS, LogTable
+from millrace.reports import Plot, calibration_plot, day_plot, make_folder
 from millrace.reports.progress import Took, bars
+from millrace.reports.result import Result, ResultRows
 
 BATCH_ROWS = 256
 THREADS = 1  # of torch: sums, and so the report, depend on how they are split between threads
 
 
+class ReplayResult(Result):
+    """The result of a replay, and the score of each exposure."""
+
+    def __init__(
+        self, log: LogTable, p: NDArray[np.float32], baseline: Baseline | None, *result: Any, say: Callable[[], None]
+    ) -> None:
+        super().__init__(*result, say)
+        self._log, self._p, self._baseline = log, p, baseline
+
+    @property
+    def scores(self) -> ResultRows:
+        """A row an exposure, in the order of time: time, user, item, label, score and baseline, the item's smoothed
+        click rate: it ranks, it is no probability (null without one in the schema)."""
+        log = self._log
+        made = {"time": log.table[TS].cast(pa.timestamp("ms", "UTC")), "user": log.table[log.user]}
+        made |= {"item": log.table[log.item], "label": log.table[log.label], "score": pa.array(self._p)}
+        rates = pa.nulls(len(log), pa.float32()) if self._baseline is None else pa.array(self._baseline.scores)
+        return ResultRows(pa.table(made | {"baseline": rates}))
+
+
 def replay(
     log: Log,
-    schema: Path,
-    out: Path,
+    schema: Schema | Path | str,
+    out: Path | str | None = None,
     *,
     seed: int = 0,
     model: str | None = None,
+    label_policy: str | None = None,
+    skip_bad: bool = False,
     spec: Mapping[str, Any] | None = None,
     batch_rows: int = BATCH_ROWS,
-    labels: LabelSettings | None = None,
-    skip_bad: bool = False,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Replays ``log``, writes report.json, run.json, report.html and plots to ``out``, prints a table; the report.
+) -> ReplayResult:
+    """Replays ``log`` as if it happened live: each exposure is scored before its label is learnt.
+
+    Args:
+        out: a folder for report.json, run.json, report.html and plots.
+        seed: of the model. The same seed gives the same report, bit for bit.
+        model: its name, or module:Class.
+        label_policy: when labels are learnt (default: the setting's); "immediate": at the exposure.
+        skip_bad: leaves out and counts bad rows, instead of an error.
+        spec: values of the model that differ from the default, as ``{"width": 8}``.
+        batch_rows: exposures that are learnt together.
+        progress: a bar on a terminal.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
-        SettingError: an unknown model or setting, or a folder that cannot be written.
+        SettingError: an unknown model, policy or value, or a folder that cannot be written.
     """
     took = Took()
-    plan = load_schema(schema)
-    labels = labels or LabelSettings.of(Settings())
+    plan, folder = load_schema(schema), None if out is None else Path(out)
+    labels, _ = labels_of(label_policy)
     settings = dict(spec or {}) | ({"model": model} if model else {})
     timing = Timing()
     with threads(THREADS), ExitStack() as files:
         learner = model_of(plan, settings, seed)
-        exposures = files.enter_context(reading(log, plan, out, skip_bad, say=progress))
-        make_folder(out, "report.json")
+        exposures = files.enter_context(reading(log, plan, folder, skip_bad, say=False))
+        if folder is not None:
+            make_folder(folder, "report.json")
         read_seconds = took.seconds
         with bars(progress) as tick:
             n = exposures.table.num_rows
@@ -101,7 +134,7 @@ def replay(
                 outcomes.settle(exposures)
     ran, seconds = took.run, took.seconds
     report = make_report(exposures, plan, p, groups, baseline, outcomes)
-    run = about(log, schema, plan, exposures) | ran
+    run = about(log, plan, exposures) | ran
     run |= {
         "read_seconds": round(read_seconds, 3),
         "features_seconds": round(timing.features, 3),
@@ -117,11 +150,28 @@ def replay(
         "grouped_auc": groups.how,
         "notes": [*exposures.notes, *unfit(exposures, plan)],
     }
-    plots = [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
-    write_all(out, report, run, plots, f"Replay of {name_of_log(log)}")
-    if progress:
-        print_report(report, run, out)
-    return report
+
+    def plots() -> list[Plot]:
+        return [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
+
+    def say() -> None:
+        say_decisions(exposures)
+        print_report(report, run)
+
+    title = f"Replay of {name_of_log(log)}"
+    result = ReplayResult(exposures, p, baseline, report, run, title, plots, say=say)
+    if folder is not None:
+        result.write(folder)
+    return result
+
+
+def labels_of(policy: str | None) -> tuple[LabelSettings, Settings]:
+    """When labels are learnt, by a policy's name and the settings: the setting's, if None; "immediate": each at its
+    exposure, which no live loop can do. And the settings."""
+    at_once = policy == "immediate"
+    settings = load_settings({"label_policy": None if at_once else policy})
+    labels = LabelSettings.of(settings)
+    return replace(labels, policy=None) if at_once else labels, settings
 
 
 def run_log(

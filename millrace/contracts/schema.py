@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
-from msgspec.structs import force_setattr
+from msgspec.structs import fields, force_setattr
 
 from millrace.basics import durations
 from millrace.basics.errors import SchemaError, invalid
@@ -223,7 +223,7 @@ class Among(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """See the module's text. Make one with :func:`load_schema`, :func:`parse_schema` or :func:`shop_schema`."""
+    """See the module's text. :func:`parse_schema` makes one of text, :func:`shop_schema` is the simulated shop's."""
 
     name: str
     fields: tuple[Field, ...]
@@ -235,6 +235,53 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     join: tuple[Join, ...] = ()
     filters: tuple[str, ...] = ()  # attributes of items that pages are filtered by and that are no features
     outcome: tuple[OutcomeRule, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path | str) -> Schema:
+        """As :func:`load_schema`."""
+        return load_schema(path)
+
+    def write(self, path: Path | str) -> None:
+        """Writes the schema as TOML; one that was read or guessed with its comments. Raises SchemaError when the file
+        cannot be written."""
+        try:
+            Path(path).write_text(self.text, encoding="utf-8")
+        except OSError as error:
+            raise SchemaError(f"schema file '{path}' cannot be written ({error.strerror})", "name another") from None
+
+    def edit(self, **entries: Any) -> Schema:
+        """This schema with other entries, named as in the file. In a table such as ``log``, other entries stay; None
+        takes an entry out: ``schema.edit(log={"label_at_least": 4, "position": None})``.
+
+        Raises:
+            SchemaError: as :func:`parse_schema`.
+        """
+        told = entries_of(self)
+        for name, value in entries.items():
+            new = entries_of(value)
+            told[name] = {**told.get(name, {}), **new} if isinstance(new, dict) else new
+            if isinstance(new, dict):
+                told[name] = {key: one for key, one in told[name].items() if one is not None}
+        try:
+            text = _toml({name: value for name, value in told.items() if value is not None})
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"schema '{self.name}' cannot hold this entry ({error})", "give plain values") from None
+        return parse_schema(text, f"{self.source}, edited")
+
+    def __repr__(self) -> str:
+        log = {} if self.log is None else {role: getattr(self.log, role) for role in ("time", "user", "item", "label")}
+        roles = "".join(f", {role} '{column}'" for role, column in log.items()) or ", no [log]"
+        return f"<Schema '{self.name}': {len(self.fields)} fields, {len(self.windows.keys)} window keys{roles}>"
+
+    @cached_property
+    def text(self) -> str:
+        """TOML of the schema."""
+        return _toml(entries_of(self))
+
+    @cached_property
+    def source(self) -> str:
+        """Where the schema was read; its name, if it was made otherwise."""
+        return self.name
 
     @cached_property
     def id(self) -> str:
@@ -399,6 +446,7 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
     except (ValueError, RecursionError) as error:
         raise SchemaError(f"{source}: {error}", "correct the entry; docs/reference/schema.md lists them all") from None
     _check(schema, source)
+    schema.__dict__.update(text=text, source=source)
     if any("count" in one.forms for one in schema.among):
         logging.getLogger(__name__).warning("%s: %s", source, COUNTED)
     return schema
@@ -421,13 +469,38 @@ def _with_days(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "windows": {**windows, "half_lives": lives}}
 
 
-def load_schema(path: Path | str) -> Schema:
-    """A schema from a TOML file. Raises SchemaError as :func:`parse_schema` does, or when the file cannot be read."""
+def load_schema(path: Path | str | Schema) -> Schema:
+    """A schema from a TOML file, or itself. Raises SchemaError as :func:`parse_schema` does, or when the file cannot be
+    read."""
+    if isinstance(path, Schema):
+        return path
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise SchemaError(f"schema file '{path}' cannot be read ({error})", "give the path of a TOML schema") from None
     return parse_schema(text, str(path))
+
+
+def _toml(entries: dict[str, Any]) -> str:
+    import tomli_w  # no role writes a schema but the archive
+
+    return tomli_w.dumps(entries)
+
+
+def entries_of(value: Any) -> Any:
+    """A schema, or a part of one, as plain values that TOML can hold: what differs from the default."""
+    if isinstance(value, msgspec.Struct):
+        said = {}
+        for field in fields(value):
+            found, default = getattr(value, field.name), field.default
+            if field.default_factory is not msgspec.NODEFAULT:
+                default = field.default_factory()
+            if found is not None and (default is msgspec.NODEFAULT or found != default):
+                said[field.encode_name] = entries_of(found)
+        return said
+    if isinstance(value, list | tuple):
+        return [entries_of(one) for one in value]
+    return dict(value) if isinstance(value, dict) else value
 
 
 def shop_schema() -> Schema:

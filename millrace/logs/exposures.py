@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from millrace.basics import durations
+from millrace.basics.arrow_rows import ArrowRows
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.schema import Schema
@@ -41,8 +42,8 @@ __all__ = ["TS", "LogTable", "local_days", "read_log"]
 
 
 @dataclass(frozen=True, slots=True)
-class LogTable:
-    """A log, sorted by time, without duplicates."""
+class LogTable(ArrowRows):
+    """A log, sorted by time, without duplicates. Any reader of Arrow takes it."""
 
     table: pa.Table
     """The schema's columns under their own names, the label as int8, action times as ms (null: did not happen), and

@@ -15,14 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from millrace.basics.errors import SettingError
 from millrace.reports.names import meanings, name_of
 from millrace.reports.plots import Plot
 from millrace.reports.tables import cell, table_of
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #20303c; background: #f7f8f8; margin: 0 }
 main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem }
@@ -82,7 +80,23 @@ def write_all(
     (out / "report.json").write_text(text, encoding="utf-8")
     run = {**run, "report_sha256": hashlib.sha256(text.encode()).hexdigest(), **surroundings()}
     (out / "run.json").write_text(json.dumps(run, indent=1, default=str) + "\n", encoding="utf-8")
-    shown = {k: v for k, v in report.items() if k != "curves"} if page is None else page
+    pictures = [(plot, png_of(plot)) for plot in plots]
+    for plot, png in pictures:
+        (out / f"{plot.name}.png").write_bytes(png)
+    body = body_of(report if page is None else page, title, pictures, verdict)
+    document = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><main>{body}<h2>This run</h2>{_facts(run)}</main></body></html>\n"
+    )
+    (out / "report.html").write_text(document, encoding="utf-8")
+
+
+def body_of(
+    report: Mapping[str, Any], title: str, pictures: Sequence[tuple[Plot, bytes]], verdict: str | None = None
+) -> str:
+    """What a page shows of a report, as HTML: verdict, tables, words, plots and their PNG. See :func:`write_all`."""
+    shown = {k: v for k, v in report.items() if k != "curves"}
     said = str(shown.get("verdict") or "") if verdict is None else verdict
     parts = [f"<h1>{html.escape(title)}</h1>"]
     if said:
@@ -97,27 +111,19 @@ def write_all(
     words = meanings(keys)
     if words:
         parts.append(f"<h2>Words</h2>{_facts(words)}")
-    if plots:
+    if pictures:
         parts.append("<h2>Plots</h2>")
-    for plot in plots:
-        png = _png(plot.figure)
-        (out / f"{plot.name}.png").write_bytes(png)
+    for plot, png in pictures:
         image = base64.b64encode(png).decode()
         caption = html.escape(plot.caption)
         picture = f'<img alt="{caption}" src="data:image/png;base64,{image}">'
         parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    parts.append(f"<h2>This run</h2>{_facts(run)}")
-    document = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
-    (out / "report.html").write_text(document, encoding="utf-8")
+    return "".join(parts)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(plot: Plot) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "millrace"})
+    plot.figure.savefig(buffer, format="png", metadata={"Software": "millrace"})
     return buffer.getvalue()
 
 

@@ -11,10 +11,7 @@ the live one's, so a model that learnt from the archive fits the loop.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
-import tomli_w
 
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.logforms import LogColumns
@@ -38,23 +35,7 @@ def schema_text(schema: Schema, attribution_minutes: float) -> str:
         events="../events",
     )
     outcomes = [msgspec.structs.replace(one, column=one.column and "") for one in schema.outcome]
-    said = _given(msgspec.structs.replace(schema, log=log, join=(), outcome=tuple(outcomes)))
     return (
         "# Made by `millrace run archive` of the schema of the loop. It changes with the first file that has it.\n"
-        + (tomli_w.dumps(said))
+        + msgspec.structs.replace(schema, log=log, join=(), outcome=tuple(outcomes)).text
     )
-
-
-def _given(value: Any) -> Any:
-    if isinstance(value, msgspec.Struct):
-        said = {}
-        for field in msgspec.structs.fields(value):
-            found, default = getattr(value, field.name), field.default
-            if field.default_factory is not msgspec.NODEFAULT:
-                default = field.default_factory()
-            if found is not None and (default is msgspec.NODEFAULT or found != default):
-                said[field.encode_name] = _given(found)
-        return said
-    if isinstance(value, list | tuple):
-        return [_given(one) for one in value]
-    return dict(value) if isinstance(value, dict) else value

@@ -262,3 +262,18 @@ def test_a_packages_init_runs_before_each_of_its_modules() -> None:
     found = new_problems(planted(CORE, "\nfrom stream.join.inner import leaf\n", tree))
     assert any(f"{CORE} imports stream.join.inner, which uses redis" in problem for problem in of(CORE, found)), found
     assert any("reaches Redis" in problem for problem in of("stream.join.inner.leaf", found)), found
+
+
+@pytest.mark.parametrize(
+    "line", ["import json", "from commands.replay import replayrun", "def f(): ...", "X = open('f')"]
+)
+def test_the_facade_imports_nothing_at_once_and_does_nothing_else(line: str) -> None:
+    found = new_problems(planted("millrace", f"\n{line}\n"))
+    assert any(p.startswith("millrace line ") and "more than hand names on" in p for p in found), found
+
+
+def test_no_other_package_hands_names_on_lazily() -> None:
+    lazy = "\ndef __getattr__(name):\n    from commands.cli import cli\n    return cli\n"
+    found = of("stream.join", new_problems(planted("stream.join", lazy)))
+    assert any("upward, from stream.join to commands.cli" in p for p in found), found
+    assert any("more than hand names on" in p for p in found), found

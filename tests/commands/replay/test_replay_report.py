@@ -118,6 +118,7 @@ def test_the_verdict_is_at_the_top_of_the_page_and_in_the_terminal(
 ) -> None:
     out = tmp_path / "out"
     report = replay(day, Path("millrace/contracts/shop.toml"), out, spec=SMALL)
+    report.print()
     verdict = report["verdict"]
     assert json.loads((out / "report.json").read_text())["verdict"] == verdict
     page = (out / "report.html").read_text()

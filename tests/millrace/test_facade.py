@@ -1,0 +1,179 @@
+"""The public package: what importing it loads and changes, and that functions and commands give one thing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import millrace as mr
+from commands.cli.cli import app
+from tests.architecture import ROOT
+from tests.scenes.waiting import PATIENCE
+
+HEAVY = {"numpy", "pyarrow", "duckdb", "numba", "torch", "matplotlib", "pandas", "polars", "river", "asyncio"}
+
+SCHEMA = """
+name = "tiny"
+[log]
+time = "at"
+user = "user"
+item = "item"
+label = "click"
+time_unit = "ms"
+[[fields]]
+name = "user"
+of = "user"
+[[fields]]
+name = "item"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[windows]
+days = [1]
+actions = ["exposure", "click"]
+[[windows.keys]]
+columns = ["item"]
+"""
+SMALL = {"width": 4, "hidden": [8], "blocks": 1}
+START_MS = 1_650_758_400_000
+
+
+def rows(n: int = 300) -> dict[str, list[Any]]:
+    rng = np.random.default_rng(4)
+    return {
+        "at": (START_MS + np.sort(rng.integers(0, 2 * 86_400_000, n))).tolist(),
+        "user": rng.integers(1, 9, n).tolist(),
+        "item": [f"i{k}" for k in rng.integers(0, 12, n)],
+        "price": np.round(rng.random(n), 3).tolist(),
+        "click": (rng.random(n) < 0.3).astype(int).tolist(),
+    }
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table(rows()), path)
+    (tmp_path / "schema.toml").write_text(SCHEMA)
+    return path
+
+
+def test_importing_it_loads_nothing_heavy_and_changes_nothing() -> None:
+    program = """
+import logging, signal, sys, threading
+def state():
+    policy = sys.modules.get("asyncio")
+    return (logging.root.level, logging.root.handlers[:], sorted(logging.root.manager.loggerDict),
+            [signal.getsignal(s) for s in signal.valid_signals()], threading.enumerate(), policy, sys.excepthook,
+            sys.getswitchinterval())
+before = state()
+import millrace as mr
+dir(mr), mr.__all__, mr.__version__
+assert state() == before
+print(*sys.modules)
+"""
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    loaded = set(done.stdout.split())
+    assert "millrace" in loaded
+    assert not HEAVY & loaded
+    assert not [name for name in loaded if name.startswith(("commands", "millrace.", "learner"))]
+
+
+def test_its_names_are_those_of_its_stub_and_no_module_shadows_one() -> None:
+    stub = (ROOT / "millrace" / "__init__.pyi").read_text()
+    for name in mr.__all__:
+        assert f"import {name} as {name}\n" in stub
+        assert inspect.getdoc(getattr(mr, name)), name
+        assert not (ROOT / "millrace" / name).exists()
+    assert f"__all__ = {json.dumps(mr.__all__)}\n" in stub
+    assert sorted(mr.__all__) == mr.__all__
+    assert set(mr.__all__) <= set(dir(mr))
+    with pytest.raises(AttributeError, match="'millrace' has no attribute 'replayed'; it has"):
+        mr.replayed  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore:Cyclopts application invoked")
+def test_function_and_command_write_the_same_report(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.toml"
+    result = mr.replay(str(log), str(schema), tmp_path / "function", seed=3, progress=False)
+    with pytest.raises(SystemExit):
+        app(["log", "replay", str(log), "--schema", str(schema), "--out", str(tmp_path / "command"), "--seed", "3"])
+    one, other = (tmp_path / name for name in ("function", "command"))
+    assert (one / "report.json").read_bytes() == (other / "report.json").read_bytes()
+    ran = [json.loads((folder / "run.json").read_text()) for folder in (one, other)]
+    assert {k for k in ran[0] if ran[0][k] != ran[1][k]} <= {"started", "seconds", "rows_per_second"} | {
+        k for k in ran[0] if k.endswith("_seconds")
+    }
+    assert result["verdict"] in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_result_is_figures_tables_plots_and_a_page(log: Path, tmp_path: Path) -> None:
+    result = mr.replay(log, mr.Schema.read(tmp_path / "schema.toml"), spec=SMALL, progress=False)
+    assert result.total["auc"] == result["total"]["auc"] == dict(result)["total"]["auc"]
+    days = pa.table(result.days)
+    assert days["day"].to_pylist() == [day["day"] for day in result["days"]]
+    assert days["auc"].to_pylist() == [day["auc"] for day in result["days"]]
+    scores = pa.table(result.scores)
+    assert scores.column_names == ["time", "user", "item", "label", "score", "baseline"]
+    given = rows()
+    assert scores["time"].cast("int64").to_pylist() == given["at"]
+    assert scores["user"].to_pylist() == given["user"]
+    assert scores["item"].to_pylist() == given["item"]
+    assert scores["label"].to_pylist() == given["click"]
+    p, y = scores["score"].to_numpy(), scores["label"].to_numpy()
+    assert np.isclose(p.sum() / y.sum(), result.total["calibration"], atol=1e-4)
+    assert result.scores.to_pandas().shape == (300, 6)
+    assert result.scores.to_polars().shape == (300, 6)
+    assert result.plot().get_ylabel() == "AUC"
+    assert result.plot("calibration").get_xlabel() == "predicted"
+    page = result._repr_html_()
+    assert "<iframe" in page
+    assert str(result["verdict"]).split(",")[0] in page
+    assert result["verdict"] in repr(result)
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("log.parquet", "schema.toml")]
+
+
+def test_a_log_is_read_as_rows_that_any_reader_takes(log: Path, tmp_path: Path) -> None:
+    table = mr.read(log, tmp_path / "schema.toml")
+    assert len(table) == 300
+    assert table.to_polars()["item"].to_list() == pa.table(table)["item"].to_pylist() == rows()["item"]
+
+
+def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) -> None:
+    found = mr.guess(log)
+    assert "time 'at', user 'user', item 'item', label 'click'" in repr(found)
+    found.write(tmp_path / "found.toml")
+    text = (tmp_path / "found.toml").read_text()
+    assert "# Guessed from log.parquet" in text
+    again = mr.Schema.read(tmp_path / "found.toml")
+    assert again == found
+    assert again.source == str(tmp_path / "found.toml")
+    edited = again.edit(utc_offset="+08:00", log={"disorder": "2h"}, windows={"lengths": ["1d", "7d"]})
+    assert (edited.utc_offset, edited.log and edited.log.disorder, edited.windows.days) == ("+08:00", "2h", (1, 7))
+    assert edited.log is not None
+    assert edited.log.time == "at"
+    assert (again.utc_offset, again.windows.days) != ("+08:00", (1, 7))
+    edited.write(tmp_path / "edited.toml")
+    assert mr.Schema.read(tmp_path / "edited.toml") == edited
+    assert edited.edit(log={"disorder": None}).log != edited.log
+
+
+def test_the_facade_hands_on_what_the_rooms_have() -> None:
+    rooms = importlib.import_module("millrace").__dict__["_ROOMS"]
+    assert list(rooms) == mr.__all__
+    for name, room in rooms.items():
+        assert getattr(mr, name) is getattr(importlib.import_module(room), name)
