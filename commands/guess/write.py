@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from commands.guess.outcomes import LeftOut
 from commands.guess.roles import ColumnRole
 from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
-from millrace.basics.errors import SchemaError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import BLANK, MAX_COLUMNS, Schema, parse_schema
+from millrace.logs.frames import Frame, Log, as_file, parts_of
 
 _NAMED = {
     "%y%m%d%H": "yymmddhh",
@@ -67,7 +69,7 @@ def guess_schema(path: Path) -> Guess:
     return Guess(schema_text(path, findings), open_roles, findings)
 
 
-def guess(log: Path | str) -> Schema:
+def guess(log: Log) -> Schema:
     """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
     comment on each decision.
 
@@ -75,7 +77,12 @@ def guess(log: Path | str) -> Schema:
         LogError: there is no log, it has no rows or cannot be read.
         SchemaError: the time, the user, the item or the label cannot be found; the text names what it could be.
     """
-    return guess_schema(Path(log)).schema(str(log))
+    parts = parts_of(log)
+    if len(parts) > 1:
+        raise LogError(f"a guess of {len(parts)} paths", "name one of them, or their folder")
+    (part,) = parts
+    with as_file(part) if isinstance(part, Frame) else nullcontext(part) as path:
+        return guess_schema(path).schema(str(part))
 
 
 def schema_text(path: Path, found: SchemaFindings) -> str:

@@ -17,13 +17,12 @@ from rich.console import Console
 
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
-
-Log = Path | str | Sequence[Path | str]
+from millrace.logs.frames import Frame, Log
 
 
 @contextmanager
 def reading(
-    log: Log, schema: Schema, folder: Path | None, skip_bad: bool = False, say: bool = True
+    log: Log | Sequence[Path | Frame], schema: Schema, folder: Path | None, skip_bad: bool = False, say: bool = True
 ) -> Iterator[LogTable]:
     """The log, for as long as the context lasts.
 
@@ -54,7 +53,7 @@ def read(log: Log, schema: Schema | Path | str, *, skip_bad: bool = False) -> Lo
     """The clean rows of a log, in memory and in the order of time: what a replay runs through.
 
     Args:
-        log: a path, or several that are one log.
+        log: a path, several that are one log, or a frame of pandas, Polars, pyarrow or DuckDB.
         skip_bad: leaves out and counts bad rows, instead of an error.
 
     Raises:
@@ -63,10 +62,10 @@ def read(log: Log, schema: Schema | Path | str, *, skip_bad: bool = False) -> Lo
     return read_log(log, load_schema(schema), skip_bad=skip_bad, now_ms=int(time.time() * 1000))
 
 
-def about(log: Log, plan: Schema, table: LogTable) -> dict[str, Any]:
+def about(log: Sequence[Path | Frame], plan: Schema, table: LogTable) -> dict[str, Any]:
     decisions = [{"what": d.what, "column": d.column, "rows": d.rows, "remedy": d.remedy} for d in table.decisions]
     return {
-        "log": str(log) if isinstance(log, Path | str) else [str(path) for path in log],
+        "log": str(log[0]) if len(log) == 1 else [str(path) for path in log],
         "schema": plan.source,
         "schema_id": plan.id,
         "notes": list(table.notes),
@@ -74,6 +73,5 @@ def about(log: Log, plan: Schema, table: LogTable) -> dict[str, Any]:
     }
 
 
-def name_of_log(log: Log) -> str:
-    paths = [Path(path) for path in ([log] if isinstance(log, Path | str) else log)]
-    return paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+def name_of_log(log: Sequence[Path | Frame]) -> str:
+    return log[0].name + (f" and {len(log) - 1} more" if len(log) > 1 else "")

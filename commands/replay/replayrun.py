@@ -34,7 +34,7 @@ from commands.replay.grouped import GroupedRows
 from commands.replay.logfeatures import unfit
 from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.outcomefigures import OutcomeScores
-from commands.replay.reading import Log, about, name_of_log, reading, say_decisions
+from commands.replay.reading import about, name_of_log, reading, say_decisions
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
@@ -43,6 +43,7 @@ from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.logs import TS, LogTable
+from millrace.logs.frames import Log, parts_of
 from millrace.reports import Plot, calibration_plot, day_plot, make_folder
 from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result, ResultRows
@@ -87,6 +88,8 @@ def replay(
     """Replays ``log`` as if it happened live: each exposure is scored before its label is learnt.
 
     Args:
+        log: a path, several that are one log, or a frame of pandas, Polars, pyarrow or DuckDB (give a relation an
+            order).
         out: a folder for report.json, run.json, report.html and plots.
         seed: of the model. The same seed gives the same report, bit for bit.
         model: its name, or module:Class.
@@ -101,13 +104,13 @@ def replay(
         SettingError: an unknown model, policy or value, or a folder that cannot be written.
     """
     took = Took()
-    plan, folder = load_schema(schema), None if out is None else Path(out)
+    plan, parts, folder = load_schema(schema), parts_of(log), None if out is None else Path(out)
     labels, _ = labels_of(label_policy)
     settings = dict(spec or {}) | ({"model": model} if model else {})
     timing = Timing()
     with threads(THREADS), ExitStack() as files:
         learner = model_of(plan, settings, seed)
-        exposures = files.enter_context(reading(log, plan, folder, skip_bad, say=False))
+        exposures = files.enter_context(reading(parts, plan, folder, skip_bad, say=False))
         if folder is not None:
             make_folder(folder, "report.json")
         read_seconds = took.seconds
@@ -134,7 +137,7 @@ def replay(
                 outcomes.settle(exposures)
     ran, seconds = took.run, took.seconds
     report = make_report(exposures, plan, p, groups, baseline, outcomes)
-    run = about(log, plan, exposures) | ran
+    run = about(parts, plan, exposures) | ran
     run |= {
         "read_seconds": round(read_seconds, 3),
         "features_seconds": round(timing.features, 3),
@@ -158,7 +161,7 @@ def replay(
         say_decisions(exposures)
         print_report(report, run)
 
-    title = f"Replay of {name_of_log(log)}"
+    title = f"Replay of {name_of_log(parts)}"
     result = ReplayResult(exposures, p, baseline, report, run, title, plots, say=say)
     if folder is not None:
         result.write(folder)

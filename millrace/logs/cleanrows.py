@@ -20,6 +20,7 @@ from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
 from millrace.logs.faults import Faults
+from millrace.logs.frames import Frame
 from millrace.logs.later_events import LaterEvents
 from millrace.logs.log_joins import SideTables, beside
 from millrace.logs.log_times import Clock, to_ms
@@ -54,7 +55,9 @@ class Wanted:
 class Rows:
     """Cleans the rows of one log, stretch by stretch."""
 
-    def __init__(self, paths: Sequence[Path], schema: Schema, wanted: Wanted, side: SideTables, faults: Faults) -> None:
+    def __init__(
+        self, paths: Sequence[Path | Frame], schema: Schema, wanted: Wanted, side: SideTables, faults: Faults
+    ) -> None:
         assert schema.log is not None
         self._paths, self._schema, self._log, self._wanted = paths, schema, schema.log, wanted
         self._side, self._faults = side, faults

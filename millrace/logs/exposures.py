@@ -31,6 +31,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
+from millrace.logs.frames import Frame, Log, parts_of
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
@@ -60,7 +61,7 @@ class LogTable(ArrowRows):
 
 
 def read_log(
-    path: Path | str | Sequence[Path | str],
+    path: Log | Sequence[Path | Frame],
     schema: Schema,
     *,
     skip_bad: bool = False,
@@ -71,7 +72,7 @@ def read_log(
     """Reads and cleans the log; the rules are in the module's docstring.
 
     Args:
-        path: a file or a folder, or several: one log, in their order.
+        path: a file or a folder, or several: one log, in their order; or a frame (:mod:`~millrace.logs.frames`).
         skip_bad: leaves out and counts bad rows, instead of an error.
         spool: a folder for the mapped file of the table. The caller removes it when the table is no longer used.
             Without it the table is in memory.
@@ -86,7 +87,7 @@ def read_log(
         SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
             nor a side table has.
     """
-    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    paths = parts_of(path)
     log = schema.log
     if log is None:
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")

@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from millrace.basics.errors import LogError
+from millrace.logs.frames import Frame
 from millrace.logs.text import FileForm
 
 FORMS = "Parquet, CSV (.csv), TSV (.tsv), JSON lines (.jsonl), a .duckdb file or a SELECT (.sql)"
@@ -35,7 +36,7 @@ class Ending:
     compressed: bool
 
     @classmethod
-    def of(cls, path: Path, text: bool = False) -> Ending:
+    def of(cls, path: Path | Frame, text: bool = False) -> Ending:
         """Of a name like ``log.csv.gz``. ``text``: without a known ending (``u.data``) it is a CSV, since the schema
         names its separator or columns."""
         endings = [s.lower() for s in path.suffixes]
@@ -46,12 +47,15 @@ class Ending:
         return cls(".csv" if text and form not in (*PARQUET, *TEXT, *DATABASE) else form, packed)
 
 
-def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
+def files_of(paths: Sequence[Path | Frame], side_files: Iterable[str] = ()) -> list[Path | Frame]:
     """The log's files, in their order, without side tables and hidden files. Raises LogError when there are none. A
     folder's Parquet files are its log; without any, its text files; without both, those of the folders in it."""
     side = set(side_files)
-    found = []
+    found: list[Path | Frame] = []
     for path in paths:
+        if isinstance(path, Frame):
+            found.append(path)
+            continue
         if not path.exists():
             raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {FORMS}")
         if not path.is_dir():
@@ -78,7 +82,7 @@ def _in_folder(folder: Path, side: set[str]) -> list[Path]:
 class named:
     """Turns a reader's exceptions into a LogError that names the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Frame) -> None:
         self._path = path
 
     def __enter__(self) -> None:
@@ -90,7 +94,7 @@ class named:
             raise LogError(f"'{path}' is no UTF-8 text ({error})", "save it as UTF-8, or name its encoding") from None
         if isinstance(error, pa.ArrowException | OSError | csv.Error | duckdb.Error):
             reason = str(error).strip().split("\n")[0][:300]
-            remedy = "check the file and its ending"
+            remedy = "correct it" if isinstance(path, Frame) else "check the file and its ending"
             if Ending.of(path).form in PARQUET and ("footer" in reason or "magic" in reason or "too small" in reason):
                 remedy = "copy it again: it is cut off, or no Parquet"
             raise LogError(f"'{path}' cannot be read ({reason})", remedy) from None

@@ -24,6 +24,7 @@ from millrace.contracts.logforms import Join, LogColumns, strptime_of
 from millrace.contracts.schema import Schema
 from millrace.logs.columnchecks import check_single, time_ms
 from millrace.logs.faults import Faults
+from millrace.logs.frames import Frame
 from millrace.logs.log_files import files_of
 from millrace.logs.log_times import Clock
 from millrace.logs.missing_columns import without_header
@@ -41,7 +42,9 @@ class SideTables:
         self._tables = tables
 
     @classmethod
-    def read(cls, paths: Sequence[Path], schema: Schema, wanted: set[str], faults: Faults, room: Path) -> SideTables:
+    def read(
+        cls, paths: Sequence[Path | Frame], schema: Schema, wanted: set[str], faults: Faults, room: Path
+    ) -> SideTables:
         """The schema's side tables, from beside the log. An unreadable table is a fault. Raises SchemaError when a
         table has no column to join on."""
         tables = []
@@ -50,7 +53,7 @@ class SideTables:
                 tables.append(SideTable(beside(paths, join.file), join, schema, wanted, faults, room))
         return cls(tables)
 
-    def join(self, table: pa.Table, ts_ms: pa.Array | None, path: Path) -> pa.Table:
+    def join(self, table: pa.Table, ts_ms: pa.Array | None, path: object) -> pa.Table:
         """The stretch with the columns that it lacks; rows without a match get nulls."""
         for side in self._tables:
             table = side.join(table, ts_ms, path)
@@ -97,7 +100,7 @@ class SideTable:
         """The rows, and each one's time of validity; None: the table has no such time."""
         return self._table, self._at
 
-    def join(self, table: pa.Table, ts_ms: pa.Array | None, path: Path) -> pa.Table:
+    def join(self, table: pa.Table, ts_ms: pa.Array | None, path: object) -> pa.Table:
         """As :meth:`SideTables.join`. ``ts_ms``: (n,) times of the exposures, for tables with a time of validity."""
         on = self._spec.on
         _check_key(table, on, path)
@@ -161,17 +164,19 @@ class _AsOf:
         return pa.array(found, pa.int64(), mask=none)
 
 
-def beside(paths: Sequence[Path], name: str, entry: str = "join") -> Path:
+def beside(paths: Sequence[Path | Frame], name: str, entry: str = "join") -> Path:
     """What a schema's entry names, from beside the log."""
     for path in paths:
-        folder = path if path.is_dir() and not path.name.endswith(".parquet") else path.parent
+        folder = (
+            path if isinstance(path, Path) and path.is_dir() and not path.name.endswith(".parquet") else path.parent
+        )
         for found in (folder / name, path.parent / name):
             if found.exists():
                 return found
     raise LogError(f"'{name}' is not beside the log '{paths[0]}'", f"put it there, or drop the {entry}")
 
 
-def _check_key(table: pa.Table, on: str, where: Path) -> None:
+def _check_key(table: pa.Table, on: str, where: object) -> None:
     if on not in table.column_names:
         raise SchemaError(f"'{where}' has no column '{on}' to join on", "correct the schema's [[join]]")
     check_single(table[on], "join column", on, where)

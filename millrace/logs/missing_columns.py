@@ -11,19 +11,22 @@ import pyarrow as pa
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.profile_warnings import near_names
 from millrace.contracts.schema import Schema
+from millrace.logs.frames import Frame
 from millrace.logs.log_files import Ending, files_of
 from millrace.logs.source import column_names
 from millrace.logs.text import FileForm, is_data
 
 
-def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> SchemaError:
+def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path | Frame]) -> SchemaError:
     """The error that names all missing columns, each with similar names."""
     assert schema.log is not None
     path = paths[0]
     log_only = set(schema.log.action_times.values())
-    folder = path if path.is_dir() else path.parent
+    folder = path if isinstance(path, Path) and path.is_dir() else path.parent
     form = FileForm.of(schema.log)
-    files = [(file, form) for file in files_of([path], {j.file for j in schema.join})[:1]]
+    files: list[tuple[Path | Frame, FileForm]] = [
+        (file, form) for file in files_of([path], {j.file for j in schema.join})[:1]
+    ]
     files += [(folder / j.file, FileForm.of(j)) for j in schema.join]
     there: set[str] = set()
     for file, written in files:
@@ -43,7 +46,7 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path]) -> Sche
     return SchemaError(f"{where} ('{path}') lack {what} of schema '{schema.name}'", said)
 
 
-def without_header(file: Path, form: FileForm) -> SchemaError | None:
+def without_header(file: Path | Frame, form: FileForm) -> SchemaError | None:
     """The error of a CSV without a header and without column names in the schema; None for any other file."""
     ending = Ending.of(file, text=form.separator is not None).form
     if form.columns or ending not in (".csv", ".tsv", ".tab"):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +31,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
-def plain(column: pa.ChunkedArray, name: str, path: Path, row: int = 0) -> pa.ChunkedArray:
+def plain(column: pa.ChunkedArray, name: str, path: object, row: int = 0) -> pa.ChunkedArray:
     """The column in its plain type. Features hash a value's text, so ``b"a"``, ``Decimal("7.00")`` or a dictionary's
     code would differ from ``a`` and ``7``. Raises LogError for bytes that are not UTF-8 text, or a decimal beyond 64
     bits. ``row``: number of rows of the log before these."""
@@ -42,6 +41,8 @@ def plain(column: pa.ChunkedArray, name: str, path: Path, row: int = 0) -> pa.Ch
         return pa.chunked_array([pa.array(texts, pa.string())])
 
     def converted(part: pa.ChunkedArray) -> pa.ChunkedArray:
+        if pa.types.is_dictionary(part.type) and pa.types.is_string_view(part.type.value_type):  # Arrow has no way
+            part = pc.cast(part, pa.dictionary(part.type.index_type, kind))
         if part.type != kind:
             return pc.cast(part, kind, safe=not pa.types.is_timestamp(kind))  # checks that bytes are text
         part.validate(full=True)  # and so does this
@@ -70,7 +71,7 @@ def _first_bad(column: pa.ChunkedArray, converted: Callable[[pa.ChunkedArray], p
     return f", row {before + row + 1}: {value.to_pylist()[0]!r:.60}"
 
 
-def common(found: Sequence[dict[str, pa.DataType]], where: Path, texts: bool = True) -> dict[str, pa.DataType]:
+def common(found: Sequence[dict[str, pa.DataType]], where: object, texts: bool = True) -> dict[str, pa.DataType]:
     """The common type of each column over several files. ``texts``: what is no text in one is a text where it is one in
     another, as in CSV. Raises LogError where kinds are mixed otherwise."""
     out: dict[str, pa.DataType] = {}
@@ -81,7 +82,7 @@ def common(found: Sequence[dict[str, pa.DataType]], where: Path, texts: bool = T
     return out
 
 
-def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path, texts: bool) -> pa.DataType:
+def _joined(one: pa.DataType, other: pa.DataType, name: str, where: object, texts: bool) -> pa.DataType:
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -105,5 +106,5 @@ def _joined(one: pa.DataType, other: pa.DataType, name: str, where: Path, texts:
     return pa.string()
 
 
-def _disagree(one: pa.DataType, other: pa.DataType, name: str, where: Path) -> LogError:
+def _disagree(one: pa.DataType, other: pa.DataType, name: str, where: object) -> LogError:
     return LogError(f"the files of '{where}' disagree: '{name}' is {one} and {other}", "give each column one type")

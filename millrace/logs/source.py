@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
+from millrace.logs.frames import Frame, FrameRows
 from millrace.logs.log_files import DATABASE, PARQUET, Ending, named, text_ending
 from millrace.logs.plain_types import common, plain, plain_type
 from millrace.logs.query import Query, literal, name
@@ -60,7 +61,7 @@ _FORGET = "DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans
 class _File(Protocol):
     """A file of a log. ``stretches``: at most so many rows at a time, of the row after ``row`` of the log on."""
 
-    path: Path
+    path: Path | Frame
     names: list[str]
 
     def types(self) -> dict[str, pa.DataType]: ...
@@ -77,7 +78,13 @@ class LogSource:
     """
 
     def __init__(
-        self, files: Sequence[Path], wanted: set[str] | None, form: FileForm, faults: Faults, log: Path, room: Path
+        self,
+        files: Sequence[Path | Frame],
+        wanted: set[str] | None,
+        form: FileForm,
+        faults: Faults,
+        log: Path | Frame,
+        room: Path,
     ) -> None:
         self._faults = faults
         self._sql = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
@@ -101,9 +108,11 @@ class LogSource:
             self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
 
     def _open(
-        self, file: Path, wanted: set[str] | None, form: FileForm, room: Path, lost: Faults | None = None
+        self, file: Path | Frame, wanted: set[str] | None, form: FileForm, room: Path, lost: Faults | None = None
     ) -> _File:
         """``lost``: reads a text only as far as it can be unpacked; takes the fault of the end."""
+        if isinstance(file, Frame):
+            return FrameRows(file, wanted_once(file.names, set(file.names) if wanted is None else wanted, file))
         if Ending.of(file).form in PARQUET and not Ending.of(file).compressed:
             return _Parquet(file, wanted)
         if Ending.of(file).form in DATABASE:
@@ -455,7 +464,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return pc.cast(pc.utf8_trim_whitespace(there), kind)
 
 
-def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
+def wanted_once(names: list[str], wanted: set[str], path: Path | Frame) -> list[str]:
     """The wanted columns of a file. Raises for a column that occurs twice: which value counts is unknown."""
     for column in sorted(wanted):
         if names.count(column) > 1:
@@ -465,7 +474,7 @@ def wanted_once(names: list[str], wanted: set[str], path: Path) -> list[str]:
     return [column for column in names if column in wanted]
 
 
-def column_names(file: Path, form: FileForm) -> list[str]:
+def column_names(file: Path | Frame, form: FileForm) -> list[str]:
     """All columns of a file, however often each occurs."""
     with TemporaryDirectory(prefix="log-") as room:
         faults = Faults(str(file), skip_bad=True)
