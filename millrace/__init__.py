@@ -2,11 +2,14 @@
 """A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
 __version__ = "0.2.0"
-__all__ = ["Schema", "guess", "read", "replay"]
+__all__ = ["Schema", "delays", "freshness", "guess", "judge", "read", "replay"]
 
 _ROOMS = {
     "Schema": "millrace.contracts.schema",
+    "delays": "commands.delays.delaysrun",
+    "freshness": "commands.freshness.freshnessrun",
     "guess": "commands.guess.write",
+    "judge": "commands.judge.command",
     "read": "commands.replay.reading",
     "replay": "commands.replay.replayrun",
 }

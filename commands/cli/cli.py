@@ -192,21 +192,10 @@ def judge(
     of
         With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
     """
-    from commands.judge.judgerun import judge as run
-    from commands.repair.without import moment
-    from millrace.processes.wall import wall_ms
-    from millrace.reports.spans import span_ms
+    from commands.judge.command import judge as run
 
-    since_ms, every_ms = moment(since, wall_ms()) if since else 0, span_ms(every)
-    spans: dict[str, Any] = {"since_ms": since_ms, "every_ms": every_ms}
-    if model is not None:
-        from commands.judge.modelrun import judge_model
-
-        own: dict[str, Any] = {"model": model, "of": of, "own_class": load_settings().model}
-        report(json, judge_model, archive, out, outcome=outcome, value=value, **own, **spans)
-        return
-    spans["horizon_ms"] = span_ms(horizon)
-    report(json, run, archive, out, outcome=outcome, value=value, by=by, baseline=baseline, **spans)
+    named: dict[str, Any] = {"horizon": horizon, "every": every, "baseline": baseline, "since": since}
+    report(json, run, archive, out, outcome=outcome, value=value, by=by, model=model, of=of, **named)
 
 
 @app.command

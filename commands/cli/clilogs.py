@@ -191,11 +191,11 @@ def freshness(
         schema,
         out,
         train_days=train_days,
-        sync=_listed(sync),
-        cut=None if cut is None else _listed(cut),
+        sync=sync,
+        cut=cut,
         retrain=retrain,
-        features=features == "day-old",
-        slices=_listed(slices),
+        features=features,
+        slices=slices,
         seeds=seeds,
         seed=seed,
         model=model,
@@ -230,7 +230,6 @@ def delays(
         Columns by whose values completeness is shown too, with commas.
     """
     from commands.delays.delaysrun import delays as run
-    from millrace.reports.spans import span_ms
 
     report(
         json,
@@ -238,11 +237,10 @@ def delays(
         _one_or_more(log),
         schema,
         out,
-        windows=[span_ms(text) for text in windows.split(",")],
-        policies=_listed(policies),
-        segments=_listed(segments),
-        spec={"model": model} if model else {},
-        settings=load_settings(),
+        windows=windows,
+        policies=policies,
+        segments=segments,
+        model=model,
         seed=seed,
         skip_bad=skip_bad,
     )
@@ -284,10 +282,6 @@ def simulate(
     with bars() as tick:
         paths = write_days(out, days, settings.seed, start, settings.shoppers, tick, world=world)
     emit({"logs": paths}, map(str, paths), json)
-
-
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _one_or_more(log: list[Path]) -> Path | list[Path]:

@@ -7,10 +7,10 @@ each, from an empty model with one seed. The replays differ only in their labels
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from commands.offline.slicing import MISSING, slice_of
 from commands.offline.workers import pool
 from commands.replay.logfeatures import Labels, LogRows
 from commands.replay.logsamples import learn_through
-from commands.replay.reading import Log, about, name_of_log, reading
+from commands.replay.reading import about, name_of_log, reading, say_decisions
 from commands.replay.replayrun import BATCH_ROWS, THREADS
 from commands.replay.stretches import Stretches, write_features
 from learner.network.dense import threads
@@ -31,38 +31,47 @@ from learner.role.model_factory import model_of
 from millrace.basics.clustered import parts_of, user_numbers
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
-from millrace.contracts.settings import Settings
+from millrace.contracts.settings import Settings, load_settings
 from millrace.labels import REGISTRY, policy_named
-from millrace.logs import LogTable, read_log
-from millrace.reports import make_folder, say, show, write_all
+from millrace.logs import LogTable
+from millrace.logs.exposures import mapped, opened
+from millrace.logs.frames import Log, log_parts
+from millrace.reports import Plot, make_folder, say, show
 from millrace.reports.progress import Took, bars
-from millrace.reports.spans import span_name
+from millrace.reports.result import Result
+from millrace.reports.spans import listed, span_ms, span_name
 
-WINDOWS = (10_000, 60_000, 300_000, 900_000, 3_600_000, 86_400_000)
+WINDOWS = "10s,1min,5min,15min,1h,1d"
 MOST_SLOTS = 20
 
 
 def delays(
     log: Log,
-    schema: Path,
-    out: Path,
+    schema: Schema | Path | str,
+    out: Path | str | None = None,
     *,
-    windows: Sequence[int] = WINDOWS,
-    policies: Sequence[str] = (),
-    segments: Sequence[str] = (),
-    spec: Mapping[str, Any] | None = None,
+    windows: str | Sequence[int] = WINDOWS,
+    policies: str | Sequence[str] | None = None,
+    segments: str | Sequence[str] | None = None,
+    model: str | None = None,
     seed: int = 0,
-    settings: Settings | None = None,
     skip_bad: bool = False,
+    spec: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     workers: int | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and plots to ``out``, and prints the verdict. Returns the report.
+) -> Result:
+    """Says how late a log's labels come, and what each attribution window and label policy would cost or gain.
 
     Args:
-        windows: attribution windows to try, in milliseconds. The schema's own is always tried too.
+        log, schema, model, seed, skip_bad, spec: as of :func:`~commands.replay.replayrun.replay`.
+        out: a folder for report.json, run.json, report.html and plots.
+        windows: attribution windows to try, as text with commas or in milliseconds. The schema's own is always tried
+            too. Labels of the longest are the final ones.
         policies: label policies to try (default: all). The present setting and "immediate" always run too.
-        settings: the present setting's policy, observation window and lateness.
+        segments: columns by whose values completeness is shown too.
+        settings: the present setting's policy, observation window and lateness (default: those of environment and
+            file).
         workers: processes (default: one for each core); 0 runs in this one.
 
     Raises:
@@ -70,31 +79,33 @@ def delays(
         SettingError: an unknown policy, model or segment, no window above 0, or a folder that cannot be written.
     """
     took = Took()
-    for name in policies:
+    named, by, spec = listed(policies), listed(segments), dict(spec or {}) | ({"model": model} if model else {})
+    for name in named:
         policy_named(name)
-    if not windows or min(windows) < 1:
+    spans = [span_ms(one) if isinstance(one, str) else one for one in listed(windows)]
+    if not spans or min(spans) < 1:
         raise SettingError("no attribution window above 0", "name some with --windows 10s,5min,1d")
-    plan, now = load_schema(schema), settings or Settings()
-    own_ms = _own_window(plan, schema)
-    model_of(plan, dict(spec or {}), seed)  # an unknown one is an error before anything long begins
-    with reading(log, plan, out, skip_bad, say=progress) as table:
-        make_folder(out, "report.json")
-
+    plan, parts, folder = load_schema(schema), log_parts(log), None if out is None else Path(out)
+    now = settings or load_settings()
+    own_ms = _own_window(plan)
+    model_of(plan, spec, seed)  # an unknown one is an error before anything long begins
+    with reading(parts, plan, folder, skip_bad, say=False) as table:
+        if folder is not None:
+            make_folder(folder, "report.json")
         rows = LogRows(table, plan)
         labels = Labels(table, plan, rows)
-        tried = tuple(sorted({*windows, own_ms}))
+        tried = tuple(sorted({*spans, own_ms}))
         longest_ms = tried[-1]
         timed = _timed(table, plan)
         clicks = DelayedClicks.of(rows.ts_ms, labels.acted_ms, labels.clicked & timed)
         curve = Curve(clicks, longest_ms)
-        report, curves = _completeness(table, plan, clicks, curve, tried, segments)
+        report, curves = _completeness(table, plan, clicks, curve, tried, by)
 
         present = Setting(now.label_policy, own_ms)
-        asked = [Setting(policy, ms) for policy in (policies or tuple(REGISTRY)) for ms in tried]
+        asked = [Setting(policy, ms) for policy in (named or tuple(REGISTRY)) for ms in tried]
         chosen = list(dict.fromkeys([present, *asked, Setting(IMMEDIATE, longest_ms)]))
         trials, runs = _trials(
-            table, log, schema, plan, rows, labels, chosen, longest_ms, now,
-            (dict(spec or {}), seed, skip_bad), workers, progress,
+            table, plan, rows, labels, chosen, longest_ms, now, (spec, seed), workers, progress
         )  # fmt: skip
         report["outcomes"] = [
             {"outcome": plan.outcome[one.column].name, "share": row.pop("share_of_clicks")} | row
@@ -114,7 +125,7 @@ def delays(
             "final_labels": f"clicked within {span_name(longest_ms)}",
         }
         report = head | {"settings": rows_of(trials, present)} | report
-        run = about(log, plan, table) | took.run
+        run = about(parts, plan, table) | took.run
         run |= {
             "seed": seed,
             "settings_tried": len(chosen),
@@ -123,28 +134,30 @@ def delays(
             "lateness_minutes": now.lateness_minutes,
             "log_ends": str(np.datetime64(int(rows.ts_ms[0] + clicks.watched_ms[0]), "ms")),
         }
-        plots = [curve_plot(curves, tried)] if curves else []
-        if any(trial.setting != present for trial in trials):
-            plots.append(trials_plot(trials, present))
-        name = name_of_log(log)
-        write_all(out, report | {"curves": curves}, run, plots, f"Delays of labels in {name}")
-        if progress:
-            say(verdict)
-            show("How complete labels are", report["completeness"], ("waiting_time", "completeness", "at_risk"))
-            if report["outcomes"]:
-                show("How late outcomes come", report["outcomes"], ("outcome", "share", "waiting_time"))
-            columns = ("policy", "window", "auc_over_present", "log_loss_over_present", "calibration")
-            show(f"Settings against the present one ({present.name})", report["settings"], columns)
-            print(f"report in {out}")
-        return report
+
+    def plots() -> list[Plot]:
+        drawn = [curve_plot(curves, tried)] if curves else []
+        return drawn + ([trials_plot(trials, present)] if any(one.setting != present for one in trials) else [])
+
+    def print_it() -> None:
+        say_decisions(table)
+        say(verdict)
+        show("How complete labels are", report["completeness"], ("waiting_time", "completeness", "at_risk"))
+        if report["outcomes"]:
+            show("How late outcomes come", report["outcomes"], ("outcome", "share", "waiting_time"))
+        columns = ("policy", "window", "auc_over_present", "log_loss_over_present", "calibration")
+        show(f"Settings against the present one ({present.name})", report["settings"], columns)
+
+    title = f"Delays of labels in {name_of_log(parts)}"
+    return Result(report | {"curves": curves}, run, title, plots, print_it).written(folder)
 
 
-def _own_window(plan: Schema, path: Path) -> int:
+def _own_window(plan: Schema) -> int:
     """The schema's attribution window (ms). Raises LogError if it has no times of the label's action."""
     action = plan.windows.labelling
     if plan.log is None or action not in plan.log.action_times:
         raise LogError(
-            f"schema '{path}' names no time for the label's action '{action}', so nobody can tell how late it comes",
+            f"schema '{plan.source}' names no time for the label's action '{action}': how late it comes is unknown",
             f'name its column under [log]: action_times = {{ {action} = "click_time" }}',
         )
     return max(1, round(plan.log.attribution_minutes * 60_000))
@@ -181,15 +194,13 @@ def _completeness(
 
 def _trials(
     table: LogTable,
-    log: Log,
-    schema: Path,
     plan: Schema,
     rows: LogRows,
     labels: Labels,
     chosen: Sequence[Setting],
     longest_ms: int,
     now: Settings,
-    how: tuple[dict[str, Any], int, bool],
+    how: tuple[dict[str, Any], int],
     workers: int | None,
     progress: bool,
 ) -> tuple[list[Trial], int]:
@@ -212,7 +223,8 @@ def _trials(
         tick("features", 0, 1)
         write_features(Stretches(table, plan), folder)
         tick("features", 1, 1)
-        with pool(workers, _open, (folder, log, schema, how)) as processes:
+        mapped(folder / "log.arrow", iter([table.table]))
+        with pool(workers, _open, (folder, replace(table, table=None), plan, how)) as processes:
             jobs = [(own[0], waits, folder / f"p-{i}.npy") for i, own in enumerate(alike.values())]
             futures = [processes.submit(_run, *job) for job in jobs]
             for done, future in enumerate(as_completed(futures), 1):
@@ -231,21 +243,20 @@ _plan: Schema
 _rows: LogRows
 _labels: Labels
 _folder: Path
-_how: tuple[dict[str, Any], int, bool]
+_how: tuple[dict[str, Any], int]
 
 
-def _open(folder: Path, log: Log, schema: Path, how: tuple[dict[str, Any], int, bool]) -> None:
+def _open(folder: Path, log: LogTable, plan: Schema, how: tuple[dict[str, Any], int]) -> None:
+    """``log``: without its rows, which lie in the folder."""
     global _plan, _rows, _labels, _folder, _how
-    _plan, _folder, _how = load_schema(schema), folder, how
-    spool = folder / f"log-{os.getpid()}"  # for a log that is larger than memory; removed with the folder
-    spool.mkdir()
-    table = read_log(log, _plan, skip_bad=how[2], spool=spool)
+    _plan, _folder, _how = plan, folder, how
+    table = replace(log, table=opened(folder / "log.arrow"))
     _rows = LogRows(table, _plan)
     _labels = Labels(table, _plan, _rows)
 
 
 def _run(setting: Setting, waits: tuple[int, int, int], out: Path) -> None:
-    spec, seed, _ = _how
+    spec, seed = _how
     with threads(THREADS):
         samples, _ = samples_of(setting, _labels, _rows.ts_ms, *waits)
         model = model_of(with_window(_plan, setting.window_ms), spec, seed)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,15 +37,18 @@ from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepar
 from commands.offline.epochs import Scores, learn, score
 from commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
 from commands.offline.workers import pool
-from commands.replay.reading import Log, name_of_log
+from commands.replay.reading import name_of_log
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.schema import Schema, load_schema
-from millrace.reports import make_folder, say, show, write_all
+from millrace.logs.frames import Log, log_parts
+from millrace.reports import make_folder, say, show
 from millrace.reports.lines import Tick
 from millrace.reports.progress import Took, bars
+from millrace.reports.result import Result
+from millrace.reports.spans import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,15 @@ class Job:
 
 def freshness(
     log: Log,
-    schema: Path,
-    out: Path,
+    schema: Schema | Path | str,
+    out: Path | str | None = None,
     *,
     train_days: int | None = None,
-    sync: Sequence[str] = SYNCS,
-    cut: Sequence[str] | None = None,
+    sync: str | Sequence[str] = ",".join(SYNCS),
+    cut: str | Sequence[str] | None = None,
     retrain: bool = False,
-    features: bool = True,
-    slices: Sequence[str] = (),
+    features: Literal["day-old", "live"] = "day-old",
+    slices: str | Sequence[str] = "",
     seeds: int = 1,
     seed: int = 0,
     model: str = DEFAULT,
@@ -86,31 +89,46 @@ def freshness(
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and plots to ``out``, prints the sentence and a table; the report.
+) -> Result:
+    """Says what freshness is worth on a log: models that learn every minute, hour, day or never, and live features.
 
-    The command's help explains the arguments (:mod:`commands.cli.clilogs`). ``workers``: processes (default: one for
-    each core); 0: all in this one.
+    Args:
+        log, schema, seed, skip_bad: as of :func:`~commands.replay.replayrun.replay`.
+        out: a folder for report.json, run.json, report.html and plots.
+        train_days: days at the beginning of the log that every model learns first (default: half of them).
+        sync: how often models take over what was learnt: some of never, daily, hourly, 15min, minute, batch, or
+            another part of a day such as 5min.
+        cut: at whose times micro-batches are cut (default: those of ``sync``).
+        retrain: also a model that is trained again on all data before each day.
+        features: day-old: compare live window features with those of a daily job. live: only live ones.
+        slices: columns by whose values figures are given too; hour and weekday too.
+        seeds: models of each kind; figures are means over them.
+        model: a registered model, module:Class, or default.
+        inputs: own: as the schema says; raw or scaled.
+        workers: processes (default: one for each core); 0: all in this one.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; or one user alone, or one class.
         SettingError: too few days, an unknown model, synchronisation or slice, or a folder that cannot be written.
     """
     took = Took()
-    plan = load_schema(schema)
-    features = features and plan.layout.K > 0  # without windows nothing can be a day old
-    sync = _checked(sync, seeds, inputs)
-    cuts = tuple(sync if cut is None else cut)
+    plan, parts, place = load_schema(schema), log_parts(log), None if out is None else Path(out)
+    if features not in ("day-old", "live"):
+        raise SettingError(f"features {features!r}", "use day-old or live")
+    old = features == "day-old" and plan.layout.K > 0  # without windows nothing can be a day old
+    sync = _checked(listed(sync), seeds, inputs)
+    cuts = tuple(sync if cut is None else listed(cut))
     for name in cuts:
         period_ms(name)
     model_of(plan, spec_of(model), seed)  # an unknown name is an error before anything long begins
-    make_folder(out, "report.json")
+    if place is not None:
+        make_folder(place, "report.json")
     with tempfile.TemporaryDirectory(prefix="millrace-freshness-") as folder, bars(progress) as tick:
         tick("features", 0, 1)
         given = plain_schema(plan)
-        data = prepare(log, given, Path(folder), _MANY, day_old=features, slices=slices, skip_bad=skip_bad)
+        data = prepare(parts, given, Path(folder), _MANY, day_old=old, slices=listed(slices), skip_bad=skip_bad)
         features_seconds = took.seconds
-        train = _train_days(len(data.days), train_days, log)
+        train = _train_days(len(data.days), train_days, name_of_log(parts))
         rows = data.rows(range(train, len(data.days)))
         _check_rows(data, rows)
         if inputs == "scaled":
@@ -119,7 +137,7 @@ def freshness(
         fresh, reference = _compared(sync)
         few = [s for s in sync if s in (NEVER, reference, fresh)]
         passes = [(LIVE, sync)]
-        if features:
+        if old:
             split = (tuple(s for s in few if (s in NIGHTLY) is night) for night in (True, False))
             passes += [(DAY_OLD, own) for own in split if own]
         jobs = [
@@ -135,7 +153,7 @@ def freshness(
         places = {f"day {k}": v for k, v in days.items()} | {f"hour {k}": v for k, v in hours.items()}
         places |= {f"{column} {value}": v for (column, value), v in values.items()}
         measured = Measured(ranked, models, places, tick)
-        setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, features, seeds)
+        setup = Setup(data, schedule, rows, train, sync, fresh, reference, cuts, old, seeds)
         report, plots = report_of(setup, measured, days, hours, values)
         notes = list(data.notes)
     ones = [f for f, job in zip(found, jobs, strict=True) if job.features == LIVE]
@@ -145,8 +163,8 @@ def freshness(
             {"features": job.features, "seed": job.seed} | f["seconds"] for job, f in zip(jobs, found, strict=True)
         ],
         "models_together_over_one": round(float(np.mean([f["over_one"] for f in ones])), 3),
-        "log": str(log) if isinstance(log, Path) else ", ".join(str(p) for p in log),
-        "schema": str(schema),
+        "log": ", ".join(str(part) for part in parts),
+        "schema": plan.source,
         "schema_id": plan.id,
         "model": model,
         "spec": ones[0]["spec"],
@@ -154,13 +172,13 @@ def freshness(
         "seeds": list(range(seed, seed + seeds)),
         "notes": notes,
     }
-    write_all(out, report, run, plots, f"Freshness on {name_of_log(log)}")
-    if progress:
+
+    def print_it() -> None:
         say(report["verdict"])
         shown = ("model", "staleness_minutes", "auc", "auc_gain", "page_auc", "page_auc_gain")
         show("", report["models"], [key for key in shown if key in report["models"][0]])
-        print(f"report in {out}")
-    return report
+
+    return Result(report, run, f"Freshness on {name_of_log(parts)}", lambda: plots, print_it).written(place)
 
 
 NIGHTLY = (NEVER, DAILY)

@@ -17,7 +17,7 @@ from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import BLANK, MAX_COLUMNS, Schema, parse_schema
-from millrace.logs.frames import Frame, Log, as_file, parts_of
+from millrace.logs.frames import Frame, Log, as_file, log_parts
 
 _NAMED = {
     "%y%m%d%H": "yymmddhh",
@@ -77,7 +77,7 @@ def guess(log: Log) -> Schema:
         LogError: there is no log, it has no rows or cannot be read.
         SchemaError: the time, the user, the item or the label cannot be found; the text names what it could be.
     """
-    parts = parts_of(log)
+    parts = log_parts(log)
     if len(parts) > 1:
         raise LogError(f"a guess of {len(parts)} paths", "name one of them, or their folder")
     (part,) = parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +19,16 @@ from millrace.basics.errors import LogError, SettingError
 from millrace.contracts.events import CONTROL, MODEL
 from millrace.evidence.sequences import LEAST, Estimate, error_each
 from millrace.logs.values import hashes
-from millrace.reports import MAIN, Plot, canvas, make_folder, say, show, write_all
+from millrace.reports import MAIN, Plot, canvas, make_folder, say, show
 from millrace.reports.progress import Took
+from millrace.reports.result import Result
 from millrace.reports.spans import span_name
 from stream.archive.archive_folder import makers_of
 
 
 def judge(
     archive: Path,
-    out: Path,
+    out: Path | str | None = None,
     *,
     outcome: Outcome = "click",
     value: str | None = None,
@@ -35,8 +37,8 @@ def judge(
     every_ms: int,
     baseline: str = CONTROL,
     since_ms: int = 0,
-) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
+) -> Result:
+    """Says which arm earns more, and since when that is sure; writes that to the folder ``out``, if it is given.
 
     Args:
         archive: the folder ``archive`` of a loop's data.
@@ -57,7 +59,8 @@ def judge(
     took = Took()
     if horizon_ms < 1 or every_ms < 1:
         raise SettingError(f"a horizon of {horizon_ms} ms, looks every {every_ms} ms", "give spans above 0")
-    make_folder(out, "report.json")
+    if out is not None:
+        make_folder(Path(out), "report.json")
     taken, reader = ArmUsers(horizon_ms), ArchiveReader(archive, outcome, value, since_ms)
     for _, part in reader.parts():
         taken.take(_exposures(part))
@@ -96,10 +99,13 @@ def judge(
         "made_by": made_by,
         "curves": seen,
     }
-    write_all(out, report, took.run, [band_plot(seen, arms, baseline, unit)], "Which arm earns more?")
-    show(unit, arm_rows)
-    say(verdict)
-    return report
+
+    def print_it() -> None:
+        show(unit, arm_rows)
+        say(verdict)
+
+    plots = partial(band_plots, seen, arms, baseline, unit)
+    return Result(report, took.run, "Which arm earns more?", plots, print_it).written(out)
 
 
 def _makers(archive: Path, first_ms: int, since_ms: int) -> tuple[dict[str, str], str]:
@@ -163,7 +169,7 @@ def _when(ms: int | None) -> str | None:
     return None if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
-def band_plot(seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, unit: str) -> Plot:
+def band_plots(seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: str, unit: str) -> list[Plot]:
     """Each arm's difference to the baseline and its band, over the looks; a mark where it was decided."""
     figure, axes = canvas()
     axes.axhline(0, color=MAIN, lw=0.8)
@@ -184,4 +190,4 @@ def band_plot(seen: Sequence[Mapping[str, Any]], arms: Sequence[str], baseline: 
         f"{unit} of each arm less that of '{baseline}'. The band holds the truth at all looks together with 95%. "
         "Dotted: decided from here on."
     )
-    return Plot("bands", caption, figure)
+    return [Plot("bands", caption, figure)]

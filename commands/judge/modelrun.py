@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.judge.archive_reader import ArchiveReader, Outcome, page_numbers
-from commands.judge.judgerun import band_plot, worded
+from commands.judge.judgerun import band_plots, worded
 from commands.judge.orders import SLOTS, ArmPages, Places, Shown, drawn
 from commands.proofs.archived import REMEDY
 from commands.repair.lineage import end_of
@@ -27,8 +28,9 @@ from learner.role.model_factory import resumed
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.contracts.events import CONTROL
 from millrace.logs.values import hashes
-from millrace.reports import make_folder, say, show, write_all
+from millrace.reports import make_folder, say, show
 from millrace.reports.progress import Took
+from millrace.reports.result import Result
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.pagewide import late_columns
 
@@ -44,7 +46,7 @@ _MORE = {
 
 def judge_model(
     archive: Path,
-    out: Path,
+    out: Path | str | None = None,
     *,
     model: str,
     of: int | None = None,
@@ -53,8 +55,8 @@ def judge_model(
     value: str | None = None,
     since_ms: int = 0,
     every_ms: int,
-) -> dict[str, Any]:
-    """Writes report.json, run.json, report.html and a plot to ``out``, prints table and verdict, returns the report.
+) -> Result:
+    """Says what a model's order would have earned; writes that to the folder ``out``, if it is given.
 
     Args:
         archive: the folder ``archive`` of a loop's data, with features.
@@ -74,7 +76,8 @@ def judge_model(
     took = Took()
     if every_ms < 1:
         raise SettingError(f"looks every {every_ms} ms", "give a span above 0")
-    make_folder(out, "report.json")
+    if out is not None:
+        make_folder(Path(out), "report.json")
     reader = ArchiveReader(archive, outcome, value, since_ms)
     schema = reader.schema
     store = ModelStore(model, writes=False)
@@ -133,12 +136,14 @@ def judge_model(
         "estimates": estimates,
         "curves": curves,
     }
-    plot = band_plot(curves, [row["arm"] for row in arm_rows], "served", unit)
-    write_all(out, report, took.run, [plot], "Which order earns more?")
-    show("", arm_rows)
-    show(unit, estimates)
-    say(said)
-    return report
+
+    def print_it() -> None:
+        show("", arm_rows)
+        show(unit, estimates)
+        say(said)
+
+    plots = partial(band_plots, curves, [row["arm"] for row in arm_rows], "served", unit)
+    return Result(report, took.run, "Which order earns more?", plots, print_it).written(out)
 
 
 def _by_page(table: pa.Table) -> tuple[pa.Table, Shown]:

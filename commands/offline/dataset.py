@@ -28,6 +28,7 @@ from millrace.basics.errors import LogError
 from millrace.contracts.samples import NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import EXPOSURE_AGE, Schema
 from millrace.logs import LogTable, read_log
+from millrace.logs.frames import Frame, Log, log_parts
 from millrace.windows.features import finite32
 
 TRUTH = "p_true"
@@ -105,7 +106,7 @@ _ARRAYS = ("cat", "num", "label", "day", "user", "item", "ts_ms", "truth", "grou
 
 
 def prepare(
-    log: Path | Sequence[Path],
+    log: Log | Sequence[Path | Frame],
     schema: Schema,
     folder: Path,
     frozen_days: int = 0,
@@ -278,14 +279,15 @@ def _logs(num: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.copysign(np.log1p(np.abs(x)), x)
 
 
-def truth_of(log: Path | Sequence[Path], schema: Schema, n: int, ts_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+def truth_of(
+    log: Log | Sequence[Path | Frame], schema: Schema, n: int, ts_ms: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """True click probabilities of a simulated log, in the order of ``read_log``; NaN for other logs."""
     unknown = np.full(n, np.nan, np.float32)
-    if not isinstance(log, Path):
-        if len(log) != 1:
-            return unknown
-        log = log[0]
-    files = sorted(log.glob("*.parquet")) if log.is_dir() else [log]
+    (part, *more) = log_parts(log)
+    if more or isinstance(part, Frame):
+        return unknown
+    files = sorted(part.glob("*.parquet")) if part.is_dir() else [part]
     if (
         not files
         or any(f.suffix != ".parquet" or TRUTH not in pq.read_schema(f).names for f in files)
@@ -297,6 +299,6 @@ def truth_of(log: Path | Sequence[Path], schema: Schema, n: int, ts_ms: NDArray[
     p = np.concatenate([t[TRUTH].to_numpy() for t in tables])
     order = np.argsort(time, kind="stable")
     if len(order) != n or np.any(time[order] != ts_ms):
-        raise LogError(f"'{log}' has a truth for {len(order)} rows of {n}", "use the simulator's day logs unchanged")
+        raise LogError(f"'{part}' has a truth for {len(order)} rows of {n}", "use the simulator's day logs unchanged")
     out: NDArray[np.float32] = p[order].astype(np.float32)
     return out

@@ -43,7 +43,7 @@ from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.logs import TS, LogTable
-from millrace.logs.frames import Log, parts_of
+from millrace.logs.frames import Log, log_parts
 from millrace.reports import Plot, calibration_plot, day_plot, make_folder
 from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result, ResultRows
@@ -55,21 +55,15 @@ THREADS = 1  # of torch: sums, and so the report, depend on how they are split b
 class ReplayResult(Result):
     """The result of a replay, and the score of each exposure."""
 
-    def __init__(
-        self, log: LogTable, p: NDArray[np.float32], baseline: Baseline | None, *result: Any, say: Callable[[], None]
-    ) -> None:
-        super().__init__(*result, say)
-        self._log, self._p, self._baseline = log, p, baseline
+    def __init__(self, scores: Callable[[], ResultRows], *result: Any) -> None:
+        super().__init__(*result)
+        self._scores = scores
 
     @property
     def scores(self) -> ResultRows:
         """A row an exposure, in the order of time: time, user, item, label, score and baseline, the item's smoothed
         click rate: it ranks, it is no probability (null without one in the schema)."""
-        log = self._log
-        made = {"time": log.table[TS].cast(pa.timestamp("ms", "UTC")), "user": log.table[log.user]}
-        made |= {"item": log.table[log.item], "label": log.table[log.label], "score": pa.array(self._p)}
-        rates = pa.nulls(len(log), pa.float32()) if self._baseline is None else pa.array(self._baseline.scores)
-        return ResultRows(pa.table(made | {"baseline": rates}))
+        return self._scores()
 
 
 def replay(
@@ -104,7 +98,7 @@ def replay(
         SettingError: an unknown model, policy or value, or a folder that cannot be written.
     """
     took = Took()
-    plan, parts, folder = load_schema(schema), parts_of(log), None if out is None else Path(out)
+    plan, parts, folder = load_schema(schema), log_parts(log), None if out is None else Path(out)
     labels, _ = labels_of(label_policy)
     settings = dict(spec or {}) | ({"model": model} if model else {})
     timing = Timing()
@@ -161,11 +155,14 @@ def replay(
         say_decisions(exposures)
         print_report(report, run)
 
-    title = f"Replay of {name_of_log(parts)}"
-    result = ReplayResult(exposures, p, baseline, report, run, title, plots, say=say)
-    if folder is not None:
-        result.write(folder)
-    return result
+    def scores() -> ResultRows:
+        table = exposures.table
+        made = {"time": table[TS].cast(pa.timestamp("ms", "UTC")), "user": table[exposures.user]}
+        made |= {"item": table[exposures.item], "label": table[exposures.label], "score": pa.array(p)}
+        rates = pa.nulls(len(p), pa.float32()) if baseline is None else pa.array(baseline.scores)
+        return ResultRows(pa.table(made | {"baseline": rates}))
+
+    return ReplayResult(scores, report, run, f"Replay of {name_of_log(parts)}", plots, say).written(folder)
 
 
 def labels_of(policy: str | None) -> tuple[LabelSettings, Settings]:

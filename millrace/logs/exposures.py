@@ -31,7 +31,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
-from millrace.logs.frames import Frame, Log, parts_of
+from millrace.logs.frames import Frame, Log, log_parts
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
@@ -87,7 +87,7 @@ def read_log(
         SchemaError: the schema has no [log] section, feeds the label as a field, or names a column that neither the log
             nor a side table has.
     """
-    paths = parts_of(path)
+    paths = log_parts(path)
     log = schema.log
     if log is None:
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
@@ -129,7 +129,7 @@ def read_log(
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:
-            table = _mapped(spool / "log.arrow", (_looked(part, plausibility) for part in parts))
+            table = mapped(spool / "log.arrow", (_looked(part, plausibility) for part in parts))
         if not log.identity:
             plausibility.alike(sorting.alike())
     plausibility.end()
@@ -145,13 +145,18 @@ def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:
     return part
 
 
-def _mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
-    """The rows in a file, without reading it: pages come from disk as they are used, and may leave memory again."""
+def mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
+    """Writes rows to a file; :func:`opened` of it."""
     first = next(parts)
     with pa.ipc.new_file(str(file), first.schema) as out:
         out.write_table(first)
         for part in parts:
             out.write_table(part)
+    return opened(file)
+
+
+def opened(file: Path) -> pa.Table:
+    """The rows in a file, without reading it: pages come from disk as they are used, and may leave memory again."""
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 

@@ -157,7 +157,7 @@ def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
 
 
-def parts_of(log: Log | Frame | Sequence[Path | Frame]) -> list[Path | Frame]:
+def log_parts(log: Log | Frame | Sequence[Path | Frame]) -> list[Path | Frame]:
     """The files and folders of a log, or its frame. Raises LogError for what is neither."""
     if isinstance(log, Path | str):
         return [Path(log)]

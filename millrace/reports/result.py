@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from rich.console import Console
@@ -72,6 +72,12 @@ class Result(Mapping[str, Any]):
         SettingError when it cannot be written to."""
         self._folder = Path(out)
         write_all(self._folder, self.report, self.run, self.plots, self.title)
+
+    def written(self, out: Path | str | None) -> Self:
+        """This result, written to the folder, if one is named."""
+        if out is not None:
+            self.write(out)
+        return self
 
     def print(self) -> None:
         """Prints what the command prints."""

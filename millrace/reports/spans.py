@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from millrace.basics.errors import SettingError
 
@@ -17,6 +19,17 @@ def span_ms(text: str) -> int:
     if ms < 1:
         raise SettingError(f"'{text}' is no length of time", "write it as 10s, 5min, 1h or 1d")
     return ms
+
+
+def listed(given: str | Sequence[Any] | None) -> list[Any]:
+    """The parts of a text with commas; of a sequence, itself.
+
+    >>> listed("never, daily")
+    ['never', 'daily']
+    """
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",") if part.strip()]
+    return list(given or ())
 
 
 def span_name(ms: float) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
+from commands.cli import cli, clilogs
 from commands.cli.cli import app
 from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
@@ -170,6 +171,30 @@ def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) 
     edited.write(tmp_path / "edited.toml")
     assert mr.Schema.read(tmp_path / "edited.toml") == edited
     assert edited.edit(log={"disorder": None}).log != edited.log
+
+
+COMMANDS = {"replay": clilogs.replay, "freshness": clilogs.freshness, "delays": clilogs.delays, "guess": clilogs.guess}
+COMMANDS["judge"] = cli.judge
+PRINTS = {"json"}
+"""What only a command has: it is about printing."""
+MORE = {
+    "replay": {"spec", "batch_rows", "progress"},
+    "freshness": {"workers", "progress"},
+    "delays": {"spec", "settings", "workers", "progress"},
+}
+"""What only a function has: values that are no text, or that a test and a program need."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_function_has_the_names_and_defaults_of_its_command(name: str) -> None:
+    command, function = (inspect.signature(of).parameters for of in (COMMANDS[name], getattr(mr, name)))
+    names = set(command) - PRINTS - ({"out"} if name == "guess" else set())  # of a guess: Schema.write
+    assert names == set(function) - MORE.get(name, set())
+    for one in names - {"out"}:  # a folder is no must for a function
+        assert command[one].default == function[one].default, one
+        assert (one in ("log", "archive")) == (function[one].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) or (
+            one == "schema"
+        ), one
 
 
 def test_the_facade_hands_on_what_the_rooms_have() -> None:

@@ -212,7 +212,7 @@ def test_figures_equal_those_of_rounds_on_the_same_setup(log: Path, tmp_path: Pa
         seeds=2,
         model="logistic",
         inputs="raw",
-        features=False,
+        features="live",
         retrain=True,
         workers=0,
         progress=False,
@@ -342,7 +342,7 @@ def test_days_that_do_not_begin_at_midnight_are_read_at_their_first_row() -> Non
 
 
 def test_clicks_that_come_late_make_the_gain_an_upper_bound(log: Path, data: Dataset, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"train_days": 1, "cut": (DAILY,), "model": "logistic", "features": False}
+    given: dict[str, Any] = {"train_days": 1, "cut": (DAILY,), "model": "logistic", "features": "live"}
     given |= {"workers": 0, "progress": False}
     minute = freshness([log], SCHEMA, tmp_path / "a", sync=(DAILY, "minute"), **given)
     assert data.delay_ms is not None
