@@ -2,9 +2,10 @@
 """A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
 __version__ = "0.2.0"
-__all__ = ["Schema", "delays", "freshness", "guess", "judge", "read", "replay"]
+__all__ = ["Model", "Schema", "delays", "freshness", "guess", "judge", "read", "replay"]
 
 _ROOMS = {
+    "Model": "commands.replay.onlinemodel",
     "Schema": "millrace.contracts.schema",
     "delays": "commands.delays.delaysrun",
     "freshness": "commands.freshness.freshnessrun",

@@ -40,6 +40,7 @@ from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
+from millrace.basics.errors import SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.logs import TS, LogTable
@@ -99,7 +100,7 @@ def replay(
     """
     took = Took()
     plan, parts, folder = load_schema(schema), log_parts(log), None if out is None else Path(out)
-    labels, _ = labels_of(label_policy)
+    labels, batch_rows = labels_of(label_policy)[0], batch_size(batch_rows)
     settings = dict(spec or {}) | ({"model": model} if model else {})
     timing = Timing()
     with threads(THREADS), ExitStack() as files:
@@ -163,6 +164,12 @@ def replay(
         return ResultRows(pa.table(made | {"baseline": rates}))
 
     return ReplayResult(scores, report, run, f"Replay of {name_of_log(parts)}", plots, say).written(folder)
+
+
+def batch_size(rows: int) -> int:
+    if rows < 1:
+        raise SettingError(f"batch_rows {rows}", "use 1 or more")
+    return rows
 
 
 def labels_of(policy: str | None) -> tuple[LabelSettings, Settings]:

@@ -13,7 +13,7 @@ Tests hold this against arrays of the whole log (tests/commands/replay/plain_rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,7 @@ from millrace.basics.hashing import U64
 from millrace.contracts.schema import Schema
 from millrace.labels import Traffic
 from millrace.logs import TS, LogTable
+from millrace.versions.image import below
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.lastactions import Acted, LastActions
 from millrace.windows.tiles import TileStore
@@ -79,6 +80,7 @@ class Stretches:
     Args:
         cuts: rows at which :meth:`frozen` will be asked, each the first of its time.
         rows_at_once: about how long a stretch is. The result does not depend on it.
+        after: the stretches of earlier rows, all made, which these go on from. Their windows are taken over.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Stretches:
         how: LabelSettings = AT_ONCE,
         cuts: Sequence[int] | Rows = (),
         rows_at_once: int = CHUNK_ROWS,
+        after: Stretches | None = None,
     ) -> None:
         self.n: int = log.table.num_rows
         self.ts_ms: NDArray[np.int64] = log.table[TS].to_numpy()
@@ -95,9 +98,9 @@ class Stretches:
         """(B + 1,) where stretches begin, and the end."""
         self._log, self.schema, self._how = log, schema, how
         self._policy = how.named
-        self._hashes = ValueHashes(FeatureBuilder(schema))
-        self._traffic = Traffic()
-        self._windows = TileStore.of(schema.windows)
+        self._hashes = ValueHashes(FeatureBuilder(schema)) if after is None else after._hashes
+        self._traffic = Traffic() if after is None else after._traffic
+        self._windows = TileStore.of(schema.windows) if after is None else after._windows
         self._means = [schema.windows.actions.index(m.action) for m in schema.windows.means]
         self._last = LastActions(schema)
         self._acted = [(name, schema.windows.actions.index(action), Acted()) for name, action, _ in self._last.fields]
@@ -108,18 +111,23 @@ class Stretches:
         keys, sums = np.empty((0, schema.layout.K), np.uint64), np.empty((0, len(self._means)), np.uint32)
         self._waiting = _Events(empty, np.empty(0, np.int64), np.empty(0, np.uint8), keys, sums, pairs)
         self._made = 0
+        self._base = 0  # rows of earlier stretches
+        if after is not None:
+            self._acted, self._waiting, self._base = after._acted, after._waiting, after._base + after.n
 
     @property
     def waiting(self) -> int:
         """Events that are due later, of rows that were made."""
         return len(self._waiting.row)
 
-    def make(self, number: int) -> Stretch:
-        """The stretch ``number``. Call it in order, for each number one time."""
+    def make(self, number: int, open_end: bool = False) -> Stretch:
+        """The stretch ``number``. Call it in order, for each number one time. ``open_end``: rows of its last time may
+        come later; it has this one time."""
         start, stop = int(self.bounds[number]), int(self.bounds[number + 1])
         if start != self._made:
             raise ValueError(f"the stretch from row {start} is asked for at row {self._made}; ask in order")
         rows, log = self._read(start, stop)
+        self._made, start = stop, start + self._base
         labels = Labels(log, self.schema, rows, int(self.ts_ms[-1]))
         builder, store, n = rows.builder, self._windows, rows.n
         columns, plain = rows.columns(slice(None))
@@ -133,19 +141,37 @@ class Stretches:
                 pairs[:, p] = rows.hashes(column, of)
             own = _Events(of + start, labels.event_ms, labels.event_action, keys, sums, pairs)
             self._waiting = self._waiting.joined(own)
-            last = int(np.searchsorted(self._waiting.ms, rows.ts_ms[-1], side="right"))
-            counted, seen = self._count(last)
-            shown = counted.action == _EXPOSURE_COLUMN
-            counts[counted.row[shown] - start] = seen[shown]
+            if open_end:  # nothing of this time is counted yet
+                counts = self._counts(builder.keys(columns, n), rows.ts_ms)
+            else:
+                last = int(np.searchsorted(self._waiting.ms, rows.ts_ms[-1], side="right"))
+                counted, seen = self._count(last)
+                shown = (counted.action == _EXPOSURE_COLUMN) & (counted.row >= start)
+                counts[counted.row[shown] - start] = seen[shown]
         columns |= self._last_columns(rows, slice(None), rows.ts_ms)
         cat, num = builder.cat(columns, n), builder.num(plain, counts, n, rows.ts_ms)
         builder.compare(num, rows.page, rows.ts_ms)  # a stretch ends with a time, and so no set is cut in two
         samples = KnownSamples.of(rows.ts_ms, labels, self._policy, self._how.observation_ms, self._traffic)
         if self._how.by_page and self._policy is not None and labels.wait_ms and not self._policy.final:
             samples = with_pages_again(samples, rows, labels)
-        self._made = stop
         samples = replace(samples, row=samples.row + start)
         return Stretch(start, rows, cat, num, samples, clicked_in_time(rows.ts_ms, labels))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What stretches after these go on from."""
+        found = {f"windows/{name}": array for name, array in self._windows.snapshot().arrays().items()}
+        found |= {f"waiting/{name}": array for name, array in self._waiting._asdict().items()}
+        for n, (_, _, acted) in enumerate(self._acted):
+            found |= {f"acted{n}/{name}": array for name, array in acted.arrays().items()}
+        return found | {"rows": np.array([self._base + self.n])}
+
+    def go_on(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes over the :meth:`arrays` of earlier stretches. Call it before any is made."""
+        self._windows.resume(below("windows/", arrays))
+        self._waiting = _Events(**below("waiting/", arrays))
+        for n, (_, _, acted) in enumerate(self._acted):
+            acted.go_on(below(f"acted{n}/", arrays))
+        self._base = int(arrays["rows"][0])
 
     def of(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of some rows, ascending, of which nothing was made yet. Makes all stretches."""
@@ -157,29 +183,29 @@ class Stretches:
             cat[first:last], num[first:last] = stretch.cat[own], stretch.num[own]
         return cat, num
 
-    def frozen(self, cut: int, rows: Rows, at_ms: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def frozen(
+        self, cut: int, rows: Rows, at_ms: int | NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(cat (b, F), num (b, N)) of any rows, with windows of what happened before the row ``cut``, read at its
         time.
 
         Args:
             rows: with all rows of a page and time, where numbers are compared among candidates.
-            at_ms: an earlier time to read them at, later than the row before the cut.
+            at_ms: an earlier time to read them at, later than the row before the cut; or one for each row, (b,), none
+                earlier than that of the cut.
 
         Raises:
             ValueError: ``cut`` is not where the next stretch begins: the windows hold less, or more.
         """
         if cut != self._made:
             raise ValueError(f"windows before row {cut} are asked for at row {self._made}; cut there")
-        first, n, store = int(rows.min()), len(rows), self._windows
+        first, n = int(rows.min()), len(rows)
         at_ms = int(self.ts_ms[cut]) if at_ms is None else at_ms
-        if self.schema.layout.K or self._acted:
-            self._count(int(np.searchsorted(self._waiting.ms, at_ms, side="left")))
+        times = np.full(n, at_ms)
         around, _ = self._read(first, int(rows.max()) + 1)
         columns, plain = around.columns(rows - first)
-        columns |= self._last_columns(around, rows - first, np.full(n, at_ms))
-        keys = around.builder.keys(columns, n)
-        counts = store.counts(keys.reshape(-1), at_ms, self._first)
-        counts = counts.reshape(n, keys.shape[1], *counts.shape[1:])
+        counts = self._counts(around.builder.keys(columns, n), times)
+        columns |= self._last_columns(around, rows - first, times)
         num = around.builder.num(plain, counts, n, at_ms)
         around.builder.compare(num, around.page[rows - first], around.ts_ms[rows - first])
         return around.builder.cat(columns, n), num
@@ -195,6 +221,13 @@ class Stretches:
             user = rows.hashes(rows.builder.user_column, which)
             found |= self._last.columns(name, *acted.before(user, ts_ms), ts_ms)
         return found
+
+    def _counts(self, keys: U64, ts_ms: NDArray[np.int64]) -> NDArray[Any]:
+        """What windows hold of keys (n, K) at times (n,), when all before the first is counted. (n, K, W + H, A + M)"""
+        if self.schema.layout.K or self._acted:
+            self._count(int(np.searchsorted(self._waiting.ms, ts_ms.min(), side="left")))
+        counts = self._windows.counts(keys.reshape(-1), np.repeat(ts_ms, keys.shape[1]), self._first)
+        return counts.reshape(*keys.shape, *counts.shape[1:])
 
     def _count(self, stop: int) -> tuple[_Events, NDArray[Any]]:
         """Counts the first waiting events, up to number ``stop``. (the events; their windows' contents just before,

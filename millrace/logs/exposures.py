@@ -58,6 +58,7 @@ class LogTable(ArrowRows):
     notes: tuple[str, ...] = ()  # decisions of the reader and other remarks for a person, one line each
     decisions: tuple[Decision, ...] = ()  # decisions about rows, with counts
     skipped: int = 0
+    ordered: bool = True  # whether the rows came in the order of time
 
 
 def read_log(
@@ -135,8 +136,9 @@ def read_log(
     plausibility.end()
     decisions = faults.decisions()
     notes = (*side.notes(), *map(str, decisions))
+    copies = sorting.rows - table.num_rows
     return LogTable(
-        table, log.user, log.item, log.label, rows_read, sorting.rows - table.num_rows, notes, decisions, faults.skipped
+        table, log.user, log.item, log.label, rows_read, copies, notes, decisions, faults.skipped, sorting.ordered
     )
 
 

@@ -51,7 +51,7 @@ class Sorting:
         self._schema: pa.Schema | None = None
         self._file: pa.ipc.RecordBatchFileWriter | None = None
         self._newest_ms = np.int64(0)
-        self._ordered = True
+        self.ordered = True  # whether the rows came in the order of time
         self.rows = 0
 
     def add(self, rows: pa.Table) -> None:
@@ -62,7 +62,7 @@ class Sorting:
         seq = np.arange(self.rows, self.rows + rows.num_rows)
         self._file.write_table(rows.cast(self._schema).append_column(_SEQ, pa.array(seq)))
         ts_ms = np.r_[self._newest_ms, rows[TS].to_numpy()]
-        self._ordered = self._ordered and bool((ts_ms[1:] >= ts_ms[:-1]).all())
+        self.ordered = self.ordered and bool((ts_ms[1:] >= ts_ms[:-1]).all())
         self._newest_ms = ts_ms[-1]
         self.rows += rows.num_rows
 
@@ -89,7 +89,7 @@ class Sorting:
         """The rows in their order, so many at a time."""
         assert self._schema is not None
         kept = [field for field in self._schema if field.name not in self._drop]
-        if self._ordered and not self._log.identity:
+        if self.ordered and not self._log.identity:
             rows = self._read.select([field.name for field in kept])
             yield from (pa.Table.from_batches([batch]) for batch in rows.to_batches(size))
             return
@@ -116,6 +116,8 @@ class Sorting:
 
     def alike(self) -> int:
         """Rows that have the time, user and item of a row before."""
+        if self.rows < 2:
+            return 0
         same = ", ".join(name(column) for column in (TS, self._log.user, self._log.item))
         found = self._sql.execute(f"SELECT (SELECT count(*) FROM (SELECT DISTINCT {same} FROM log))").fetchall()[0]
         return self.rows - int(found[0])

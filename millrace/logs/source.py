@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -87,7 +88,6 @@ class LogSource:
         room: Path,
     ) -> None:
         self._faults = faults
-        self._sql = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
         self._files: list[_File] = []
         self.names: list[str] = []  # of all columns of all files, one after the other
         found = []
@@ -106,6 +106,10 @@ class LogSource:
         self.types: dict[str, pa.DataType] = {}
         with faults.whole():
             self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
+
+    @cached_property
+    def _sql(self) -> duckdb.DuckDBPyConnection:
+        return duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
 
     def _open(
         self, file: Path | Frame, wanted: set[str] | None, form: FileForm, room: Path, lost: Faults | None = None

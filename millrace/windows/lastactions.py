@@ -13,7 +13,7 @@ remembers the same. :class:`LastActions` makes the columns of both, so they are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,12 @@ class Acted:
         self._user = users[order]
         self._item = np.concatenate([self._item[kept], item])[order]
         self._ms = np.concatenate([self._ms[kept], ms])[order]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"user": self._user, "item": self._item, "ms": self._ms}
+
+    def go_on(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._user, self._item, self._ms = arrays["user"], arrays["item"], arrays["ms"]
 
     def before(self, user: U64, ts_ms: I64) -> tuple[U64, I64]:
         """What users (n,) did last before times (n,): items and times, newest first. (n, 16) each"""

@@ -173,7 +173,7 @@ def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) 
     assert edited.edit(log={"disorder": None}).log != edited.log
 
 
-COMMANDS = {"replay": clilogs.replay, "freshness": clilogs.freshness, "delays": clilogs.delays, "guess": clilogs.guess}
+COMMANDS: dict[str, Any] = {name: getattr(clilogs, name) for name in ("replay", "freshness", "delays", "guess")}
 COMMANDS["judge"] = cli.judge
 PRINTS = {"json"}
 """What only a command has: it is about printing."""
