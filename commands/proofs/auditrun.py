@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from commands.proofs.altered import altered_side
 from commands.proofs.auditreport import print_audit, time_text, write_audit
 from commands.proofs.leak_audit import Audit, audit
 from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
-from commands.replay.reading import Log, name_of_log, reading
+from commands.replay.reading import name_of_log, reading
 from commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
@@ -26,13 +26,14 @@ from millrace.basics.errors import LeakError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import TS, LogTable
 from millrace.logs.faults import Faults
+from millrace.logs.frames import Frame, Log, log_parts
 from millrace.logs.log_joins import SideTable, beside
 from millrace.reports import make_folder
 
 
 def audit_log(
     log: Log,
-    schema: Path,
+    schema: Schema | Path | str,
     out: Path | None,
     *,
     spec: Mapping[str, Any],
@@ -47,7 +48,7 @@ def audit_log(
         LeakError: something before a time depends on what comes after it. Its text names what.
         LogError, SchemaError, SettingError: as replay.
     """
-    plan = load_schema(schema)
+    plan, parts = load_schema(schema), log_parts(log)
     console = Console(stderr=True)
     if out is not None:
         make_folder(out, "report.json")
@@ -62,22 +63,22 @@ def audit_log(
 
     with ExitStack() as stack:
         stack.enter_context(threads(THREADS))
-        table = stack.enter_context(reading(log, plan, out, skip_bad, say=progress))
+        table = stack.enter_context(reading(parts, plan, out, skip_bad, say=progress))
         altered = None
         if any(join.at is not None for join in plan.join):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
-            altered = side_tables_altered(log, plan, folder, out, skip_bad)
+            altered = side_tables_altered(parts, plan, folder, out, skip_bad)
         found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=altered, tick=tick)
         ts_ms = table.table[TS].to_numpy().copy()  # of a mapped file, which goes
     if out is not None:
         said = {
-            "log": str(log),
-            "schema": str(schema),
+            "log": ", ".join(map(str, parts)),
+            "schema": plan.source,
             "seed": seed,
             "spec": dict(spec),
             "label_policy": labels.policy or "immediate",
         }
-        write_audit(out, found, ts_ms, said, name_of_log(log))
+        write_audit(out, found, ts_ms, said, name_of_log(parts))
     if progress:
         print_audit(found)
         if out is not None:
@@ -95,7 +96,7 @@ def audit_log(
 
 
 def side_tables_altered(
-    log: Log, plan: Schema, folder: Path, out: Path | None, skip_bad: bool
+    paths: Sequence[Path | Frame], plan: Schema, folder: Path, out: Path | None, skip_bad: bool
 ) -> Callable[[int, int], AbstractContextManager[LogTable]]:
     """A function (time, seed) that reads the log again with side tables whose rows after this time are altered. Only
     tables with a time of validity: the rows of others have no known date.
@@ -103,7 +104,6 @@ def side_tables_altered(
     Args:
         out: see :func:`~commands.replay.reading.reading`.
     """
-    paths = [log] if isinstance(log, Path) else list(log)
     wanted = {f.name for f in plan.fields} | {c for k in plan.windows.keys for c in k.columns}
 
     @contextmanager
@@ -121,7 +121,7 @@ def side_tables_altered(
             pq.write_table(altered_side(side, holds_ms, join.on, join.at, at_ms, seed), path)
             plain = type(join)(file=str(path), on=join.on, at=join.at, time_unit="ms")
             joins.append(plain)
-        with reading(log, msgspec.structs.replace(plan, join=tuple(joins)), out, skip_bad, say=False) as table:
+        with reading(paths, msgspec.structs.replace(plan, join=tuple(joins)), out, skip_bad, say=False) as table:
             yield table
 
     return another

@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from commands.delays.completeness import Curve, DelayedClicks
@@ -264,3 +267,10 @@ def test_the_table_has_no_gap_for_the_present_setting() -> None:
     assert rows[0]["auc_over_present"] is None
     assert (rows[1]["auc_over_present"], rows[1]["auc_over_present_ci"], rows[1]["window"]) == (0.01, 0.001, "–")
     assert Settings().label_policy == PRESENT.policy
+
+
+def test_a_frame_and_processes_give_the_report_of_the_file(day: Path, report: tuple[dict[str, object], Path]) -> None:
+    more: dict[str, Any] = {"policies": "wait,prompt", "segments": "kind", "spec": SMALL, "progress": False}
+    found = delays(pq.read_table(day), SHOP, windows="10s,1min", workers=2, **more)
+    assert found.report == dict(report[0])
+    assert pa.table(found.settings).num_rows == len(found["settings"])
