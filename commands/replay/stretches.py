@@ -98,9 +98,9 @@ class Stretches:
         """(B + 1,) where stretches begin, and the end."""
         self._log, self.schema, self._how = log, schema, how
         self._policy = how.named
-        self._hashes = ValueHashes(FeatureBuilder(schema)) if after is None else after._hashes
-        self._traffic = Traffic() if after is None else after._traffic
-        self._windows = TileStore.of(schema.windows) if after is None else after._windows
+        self._hashes: ValueHashes = ValueHashes(FeatureBuilder(schema)) if after is None else after._hashes
+        self._traffic: Traffic = Traffic() if after is None else after._traffic
+        self._windows: TileStore = TileStore.of(schema.windows) if after is None else after._windows
         self._means = [schema.windows.actions.index(m.action) for m in schema.windows.means]
         self._last = LastActions(schema)
         self._acted = [(name, schema.windows.actions.index(action), Acted()) for name, action, _ in self._last.fields]

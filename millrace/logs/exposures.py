@@ -32,7 +32,7 @@ from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
 from millrace.logs.frames import Frame, Log, log_parts
-from millrace.logs.log_files import files_of
+from millrace.logs.log_files import sources_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
 from millrace.logs.sorting import TS, Sorting
@@ -96,7 +96,7 @@ def read_log(
         raise LogError("no log is named", "give the path of a log")
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), FileForm.of(log)
-    files = files_of(paths, {j.file for j in schema.join})
+    files = sources_of(paths, {j.file for j in schema.join})
     with TemporaryDirectory(prefix="log-", dir=spool) as made:
         room = Path(made)
         side = SideTables.read(paths, schema, wanted.kept, faults, room)

@@ -47,15 +47,12 @@ class Ending:
         return cls(".csv" if text and form not in (*PARQUET, *TEXT, *DATABASE) else form, packed)
 
 
-def files_of(paths: Sequence[Path | Frame], side_files: Iterable[str] = ()) -> list[Path | Frame]:
+def files_of(paths: Sequence[Path], side_files: Iterable[str] = ()) -> list[Path]:
     """The log's files, in their order, without side tables and hidden files. Raises LogError when there are none. A
     folder's Parquet files are its log; without any, its text files; without both, those of the folders in it."""
     side = set(side_files)
-    found: list[Path | Frame] = []
+    found = []
     for path in paths:
-        if isinstance(path, Frame):
-            found.append(path)
-            continue
         if not path.exists():
             raise LogError(f"log file '{path}' does not exist", f"give the path of a log: {FORMS}")
         if not path.is_dir():
@@ -70,6 +67,14 @@ def files_of(paths: Sequence[Path | Frame], side_files: Iterable[str] = ()) -> l
         if not files:
             raise LogError(f"folder '{path}' has no Parquet files or text files of a log", f"give a folder of {FORMS}")
         found += files
+    return found
+
+
+def sources_of(parts: Sequence[Path | Frame], side_files: Iterable[str] = ()) -> list[Path | Frame]:
+    """Frames as they are, and :func:`files_of` paths, in their order."""
+    found: list[Path | Frame] = []
+    for part in parts:
+        found += [part] if isinstance(part, Frame) else files_of([part], side_files)
     return found
 
 

@@ -12,7 +12,7 @@ from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.profile_warnings import near_names
 from millrace.contracts.schema import Schema
 from millrace.logs.frames import Frame
-from millrace.logs.log_files import Ending, files_of
+from millrace.logs.log_files import Ending, sources_of
 from millrace.logs.source import column_names
 from millrace.logs.text import FileForm, is_data
 
@@ -25,7 +25,7 @@ def lacking(names: Sequence[str], schema: Schema, paths: Sequence[Path | Frame])
     folder = path if isinstance(path, Path) and path.is_dir() else path.parent
     form = FileForm.of(schema.log)
     files: list[tuple[Path | Frame, FileForm]] = [
-        (file, form) for file in files_of([path], {j.file for j in schema.join})[:1]
+        (file, form) for file in sources_of([path], {j.file for j in schema.join})[:1]
     ]
     files += [(folder / j.file, FileForm.of(j)) for j in schema.join]
     there: set[str] = set()

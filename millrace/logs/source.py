@@ -62,9 +62,10 @@ _FORGET = "DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans
 class _File(Protocol):
     """A file of a log. ``stretches``: at most so many rows at a time, of the row after ``row`` of the log on."""
 
-    path: Path | Frame
     names: list[str]
 
+    @property
+    def path(self) -> Path | Frame: ...
     def types(self) -> dict[str, pa.DataType]: ...
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]: ...
 

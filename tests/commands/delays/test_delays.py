@@ -134,7 +134,7 @@ def report(day: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
         workers=0,
         progress=False,
     )
-    return found, out
+    return found.report, out
 
 
 def test_the_report_has_all_settings_and_its_figures_are_the_logs(
