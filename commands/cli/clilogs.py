@@ -20,7 +20,9 @@ from millrace.contracts.settings import Settings, load_settings
 if TYPE_CHECKING:
     from commands.replay.logsamples import LabelSettings
 
-app = cyclopts.App(name="log", help="Logs of exposures: guess a schema, replay, audit, freshness, delays, bootstrap.")
+app = cyclopts.App(
+    name="log", help="Logs of exposures: guess a schema, import, replay, audit, freshness, delays, bootstrap."
+)
 
 Log = Annotated[
     list[Path],
@@ -111,6 +113,24 @@ def bootstrap(
     given = {"data": str(data), "schema": absolute(schema), "model": model, "label_policy": label_policy}
     settings = load_settings(given | ({"seed": seed} if seed else {}))
     report(json, replay_into, _one_or_more(log), settings, people=people, skip_bad=skip_bad)
+
+
+@app.command(name="import")
+def import_(
+    log: Log,
+    *,
+    schema: SchemaFile,
+    out: Annotated[Path, Parameter(help="Folder for the days and manifest.json; a former import in it is replaced.")],
+    skip_bad: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Read a log once: sorted Parquet by day, with all its columns. Every log command takes the folder as its log.
+
+    The schema's [log] and [[join]] are applied. Another schema may differ from it in anything else.
+    """
+    from commands.replay.reading import import_into
+
+    report(json, import_into, _one_or_more(log), schema, out, skip_bad=skip_bad)
 
 
 @app.command

@@ -16,10 +16,11 @@ The result is a clean table, or one error that names all faults.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
+from millrace.logs.imported import Manifest
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
@@ -66,6 +68,8 @@ def read_log(
     spool: Path | None = None,
     now_ms: int | None = None,
     stretch_rows: int = STRETCH_ROWS,
+    everything: bool = False,
+    tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> LogTable:
     """Reads and cleans the log; the rules are in the module's docstring.
 
@@ -76,6 +80,8 @@ def read_log(
             Without it the table is in memory.
         now_ms: the present, to count times of the future.
         stretch_rows: so many rows are read, checked and written at a time.
+        everything: keeps all columns of the log and of its side tables, fields as they come: for an import.
+        tick: called with rows read, and all rows of the log, where they are known.
 
     Raises:
         LogError: no such file, unreadable, empty.
@@ -91,15 +97,18 @@ def read_log(
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     if not paths:
         raise LogError("no log is named", "give the path of a log")
+    imported = Manifest.of(paths[0]) if len(paths) == 1 else None
+    if imported is not None:
+        return _of_import(imported, paths[0], schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, tick=tick)
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), FileForm.of(log)
+    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log, everything), FileForm.of(log)
     files = files_of(paths, {j.file for j in schema.join})
     with TemporaryDirectory(prefix="log-", dir=spool) as made:
         room = Path(made)
-        side = SideTables.read(paths, schema, wanted.kept, faults, room)
+        side = SideTables.read(paths, schema, None if everything else wanted.kept, faults, room)
         rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
         used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
-        drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
+        drop = set() if everything else {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
         source, sorting = (
             LogSource(files, wanted.raw, form, faults, paths[0], room),
             Sorting(log, tuple(schema.outcome_columns), drop, room),
@@ -114,6 +123,8 @@ def read_log(
         for raw in source.stretches(stretch_rows):
             cleaned = rows.clean(raw, rows_read)
             rows_read += raw.num_rows
+            if source.rows:
+                tick(min(rows_read, source.rows), source.rows)
             if cleaned is None or faults.broken():
                 continue
             columns = pa.table(cleaned[0])
@@ -135,6 +146,18 @@ def read_log(
     notes = (*side.notes(), *map(str, decisions))
     return LogTable(
         table, log.user, log.item, log.label, rows_read, sorting.rows - table.num_rows, notes, decisions, faults.skipped
+    )
+
+
+def _of_import(imported: Manifest, folder: Path, schema: Schema, **how: Any) -> LogTable:
+    read = read_log(imported.files(folder), imported.settled(schema, folder), **how)
+    return replace(
+        read,
+        rows_read=imported.rows_read,
+        duplicates=imported.duplicates,
+        skipped=imported.skipped + read.skipped,
+        notes=(*imported.notes, *imported.changed(), *(note for note in read.notes if note not in imported.notes)),
+        decisions=tuple(dict.fromkeys((*imported.told(), *read.decisions))),
     )
 
 

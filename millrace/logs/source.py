@@ -62,6 +62,8 @@ class _File(Protocol):
 
     path: Path
     names: list[str]
+    rows: int
+    """How many there are, once :meth:`types` was called; 0: not known."""
 
     def types(self) -> dict[str, pa.DataType]: ...
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]: ...
@@ -96,6 +98,7 @@ class LogSource:
                 self._files.append(one)
                 self.names += one.names
                 found.append(types)
+        self.rows = sum(file.rows for file in self._files)
         self.types: dict[str, pa.DataType] = {}
         with faults.whole():
             self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
@@ -134,6 +137,7 @@ class _Parquet:
     def __init__(self, path: Path, wanted: set[str] | None) -> None:
         self.path = path
         self.names = names = list(pq.read_schema(path).names)
+        self.rows = pq.read_metadata(path).num_rows
         self._names = wanted_once(names, set(names) if wanted is None else wanted, path)
 
     def types(self) -> dict[str, pa.DataType]:
@@ -156,6 +160,7 @@ class _Text:
     ) -> None:  # fmt: skip
         self.path, self._read, self._ending, self._form, self._wanted = path, read, ending, form, wanted
         self._sql = sql
+        self.rows = 0
 
     def _table(self, **more: str) -> str:
         said = {"auto_detect": "false", "nullstr": literal(_NONE), "max_line_size": str(_LONGEST),
@@ -235,7 +240,7 @@ class _Csv(_Text):
             else str(_TEXT)
             for n in self._names
         ]
-        found = self._ask(f"SELECT {', '.join(asked)} FROM {self._lines_read()}")[0]
+        self.rows, *found = self._ask(f"SELECT count(*), {', '.join(asked)} FROM {self._lines_read()}")[0]
         return {one: _kind(kinds) for one, kinds in zip(self._names.values(), found, strict=True)}
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
@@ -310,8 +315,8 @@ class _Json(_Text):
                 f"list(DISTINCT json_structure({value})) FILTER ({kind} = 'ARRAY')",
                 f"any_value(json_structure({value})) FILTER ({kind} = 'OBJECT')",
             ]
-        query = f"SELECT {', '.join(asked)} FROM ({self._parsed} FROM {self._single_lines()})"
-        found = self._ask(query)[0]
+        query = f"SELECT count(*), {', '.join(asked)} FROM ({self._parsed} FROM {self._single_lines()})"
+        self.rows, *found = self._ask(query)[0]
         for n, one in enumerate(self._names):
             kinds, great, lists, objects = found[4 * n : 4 * n + 4]
             self._kinds[one] = self._sort(kinds or {}, great, lists, objects)
