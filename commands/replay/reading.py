@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from millrace.basics.atomic_files import scratch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
 from millrace.logs.imported import Manifest
@@ -39,12 +40,10 @@ def reading(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     above = None if folder is None else next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".log-", dir=above, ignore_cleanup_errors=True) as spool:
+    with scratch(above or Path(tempfile.gettempdir()), "log") as spool:
         now_ms = int(time.time() * 1000)
         with bars(say) as tick:
-            table = read_log(
-                log, schema, skip_bad=skip_bad, spool=Path(spool), now_ms=now_ms, tick=partial(tick, "reading")
-            )
+            table = read_log(log, schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, tick=partial(tick, "reading"))
         if say:
             say_decisions(table)
         yield table

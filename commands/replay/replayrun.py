@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
+from commands.replay.kept import KeptReplay
 from commands.replay.logfeatures import unfit
 from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.outcomefigures import OutcomeScores
@@ -38,10 +39,12 @@ from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
 from learner.network.dense import threads
+from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
+from millrace.logs.imported import Manifest
 from millrace.reports import calibration_plot, day_plot, make_folder, write_all
 from millrace.reports.progress import Took, bars
 
@@ -85,6 +88,7 @@ def replay(
             if baseline is not None:
                 groups.watch(baseline.column)
             outcomes = OutcomeScores.of(plan, learner, n)
+            kept = _kept(log, plan, out, learner, batch_rows, labels, skip_bad)
             p = run_log(
                 exposures,
                 plan,
@@ -96,6 +100,7 @@ def replay(
                 baseline,
                 timing,
                 outcomes,
+                kept,
             )
             if outcomes is not None:
                 outcomes.settle(exposures)
@@ -119,6 +124,8 @@ def replay(
     }
     plots = [day_plot(report["days"]), calibration_plot(p, exposures.table[exposures.label].to_numpy())]
     write_all(out, report, run, plots, f"Replay of {name_of_log(log)}")
+    if kept is not None:
+        kept.remove()
     if progress:
         print_report(report, run, out)
     return report
@@ -135,6 +142,7 @@ def run_log(
     observer: ReplayObserver | None = None,
     timing: Timing | None = None,
     outcomes: OutcomeScores | None = None,
+    kept: KeptReplay | None = None,
 ) -> NDArray[np.float32]:
     """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order.
 
@@ -143,12 +151,30 @@ def run_log(
         groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
         observer: sees what is scored and learnt; the result is the same.
         outcomes: get the predictions of the schema's outcomes, made at the same time, and their labels.
+        kept: the same run, as far as it came before.
     """
     how = replace(how or LabelSettings.of(Settings()), by_page=learns_by_page(model))
-    p = np.empty(log.table.num_rows, np.float32)
+    n = log.table.num_rows
+    p = np.empty(n, np.float32) if kept is None else kept.array("p", (n,))
+    if kept is not None and groups is not None:
+        groups.lie_in(kept.array)
+    if kept is not None and outcomes is not None:
+        outcomes.q = kept.array("q", outcomes.q.shape)
     made = steps(log, schema, batch_rows, how, groups)
-    runner = Runner(model, p, groups, observer, timing or Timing(), outcomes)
+    runner = Runner(model, p, groups, observer, timing or Timing(), outcomes, kept)
     with closing(runner.run(made)) as run:
         for scored in run:
             tick(scored)
     return p
+
+
+def _kept(
+    log: Log, schema: Schema, out: Path, model: object, batch_rows: int, labels: LabelSettings, skip_bad: bool
+) -> KeptReplay | None:
+    """Where this replay is; None for a log that is no import, which might change unseen, or a model of one's own."""
+    folder = log if isinstance(log, Path) else log[0]
+    imported = Manifest.of(folder)
+    if imported is None or not isinstance(model, OnlineModel):
+        return None
+    how = (batch_rows, labels.policy, labels.observation_ms, skip_bad, model.spec, model.seed)
+    return KeptReplay(out / "kept", model, imported.key(schema, *how))

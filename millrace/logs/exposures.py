@@ -16,15 +16,19 @@ The result is a clean table, or one error that names all faults.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from millrace.basics import durations
+from millrace.basics.atomic_files import scratch, write_whole
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.schema import Schema
@@ -38,6 +42,9 @@ from millrace.logs.plausibility import Plausibility, out_of_order
 from millrace.logs.sorting import TS, Sorting
 from millrace.logs.source import STRETCH_ROWS, LogSource
 from millrace.logs.text import FileForm
+
+ROWS = "log.arrow"
+"""The mapped file of a table, in its folder."""
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
 
@@ -138,7 +145,7 @@ def read_log(
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:
-            table = _mapped(spool / "log.arrow", (_looked(part, plausibility) for part in parts))
+            table = _mapped(spool / ROWS, (_looked(part, plausibility) for part in parts))
         if not log.identity:
             plausibility.alike(sorting.alike())
     plausibility.end()
@@ -149,16 +156,41 @@ def read_log(
     )
 
 
-def _of_import(imported: Manifest, folder: Path, schema: Schema, **how: Any) -> LogTable:
-    read = read_log(imported.files(folder), imported.settled(schema, folder), **how)
-    return replace(
-        read,
-        rows_read=imported.rows_read,
-        duplicates=imported.duplicates,
-        skipped=imported.skipped + read.skipped,
-        notes=(*imported.notes, *imported.changed(), *(note for note in read.notes if note not in imported.notes)),
-        decisions=tuple(dict.fromkeys((*imported.told(), *read.decisions))),
-    )
+def _of_import(
+    imported: Manifest, folder: Path, schema: Schema, *, skip_bad: bool, spool: Path | None, **how: Any
+) -> LogTable:
+    """The rows of an import, mapped from a file that the first command with this schema makes."""
+    settled = imported.settled(schema, folder)
+    kept = folder / f"rows-{imported.key(settled, skip_bad)}.arrow"
+    if kept.exists():
+        said = msgspec.json.decode(kept.with_suffix(".json").read_bytes(), type=_Said)
+        table = _map(kept)
+    else:
+        with ExitStack() as ours:
+            if os.access(folder, os.W_OK):
+                spool = ours.enter_context(scratch(folder, kept.stem))
+            read = read_log(imported.files(folder), settled, skip_bad=skip_bad, spool=spool, **how)
+            notes = [note for note in read.notes if note not in imported.notes]
+            said = _Said(notes, list(dict.fromkeys((*imported.decisions, *read.decisions))), read.skipped)
+            table = read.table
+            if spool is not None and spool.parent == folder:
+                write_whole(kept.with_suffix(".json"), msgspec.json.encode(said), durable=False)
+                (spool / ROWS).replace(kept)
+    log, notes = settled.log, (*imported.notes, *imported.changed(), *said.notes)
+    assert log is not None
+    skipped = imported.skipped + said.skipped
+    return LogTable(
+        table, log.user, log.item, log.label, imported.rows_read, imported.duplicates, tuple(notes),
+        tuple(said.decisions), skipped,
+    )  # fmt: skip
+
+
+class _Said(msgspec.Struct):
+    """What was said of rows that are kept."""
+
+    notes: list[str]
+    decisions: list[Decision]
+    skipped: int
 
 
 def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:
@@ -173,6 +205,10 @@ def _mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
         out.write_table(first)
         for part in parts:
             out.write_table(part)
+    return _map(file)
+
+
+def _map(file: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 

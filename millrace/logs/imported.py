@@ -5,6 +5,8 @@
 
     DIR/manifest.json         by which rules it was read, from which files, and what was decided
     DIR/2022-04-24.parquet    the rows of a day
+    DIR/rows-SCHEMA.arrow     the columns of a schema that has read it, to be mapped: the next command begins at once
+    DIR/rows-SCHEMA.json      what is to be said of them
 
 Reading it applies the schema's fields alone. The schema's ``[log]`` and ``[[join]]`` must be those of the import: times
 are ms, labels 0 or 1, lists unrolled, side tables joined, copies merged. The manifest is written last, so a folder
@@ -13,19 +15,28 @@ without one is no import.
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+import millrace
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema
 from millrace.logs.faults import Decision
 
 MANIFEST = "manifest.json"
+_OURS = re.compile(r"manifest\.json|\d{4}-\d\d-\d\d\.parquet|rows-[0-9a-f]{16}\.(arrow|json)|\..*\.tmp")
 _LATER = ("attribution_minutes", "disorder")
 """Rules of ``[log]`` that act on clean rows: they may differ from the import's."""
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file or folder of an import's folder is one of its own."""
+    return _OURS.fullmatch(file.name) is not None
 
 
 class SourceFile(Struct, frozen=True):
@@ -55,7 +66,7 @@ class Manifest(Struct, frozen=True):
     duplicates: int
     skipped: int
     notes: list[str]
-    decisions: list[tuple[str, str | None, int, str]]
+    decisions: list[Decision]
 
     @classmethod
     def of(cls, folder: Path) -> Manifest | None:
@@ -76,6 +87,11 @@ class Manifest(Struct, frozen=True):
                 raise LogError(f"'{file}' of an import is gone", "import the log again")
         return files
 
+    def key(self, schema: Schema, *more: object) -> str:
+        """What names these rows as a schema reads them."""
+        asked = msgspec.json.encode([self, schema, *more, millrace.__version__])
+        return sha256(asked).hexdigest()[:16]
+
     def changed(self) -> list[str]:
         """A line for each source that is there, but not as it was."""
         lines = []
@@ -84,9 +100,6 @@ class Manifest(Struct, frozen=True):
             if path.exists() and SourceFile.of(path) != source:
                 lines.append(f"'{source.path}' has changed since it was imported; the import has it as it was")
         return lines
-
-    def told(self) -> tuple[Decision, ...]:
-        return tuple(Decision(*one) for one in self.decisions)
 
     def settled(self, schema: Schema, folder: Path) -> Schema:
         """The schema by which the imported rows are read. Raises SchemaError where its rules are not the import's."""

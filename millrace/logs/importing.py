@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from millrace.basics.atomic_files import scratch
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
 from millrace.logs.exposures import TS, read_log
-from millrace.logs.imported import MANIFEST, DayFile, Manifest, SourceFile, rules_of
+from millrace.logs.imported import MANIFEST, DayFile, Manifest, SourceFile, is_ours, rules_of
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import beside
 
@@ -35,7 +37,7 @@ def import_log(
     """Imports a log into the folder ``out``, which may have an import: that is replaced.
 
     Args:
-        tick: called with what is done ("rows", then "days"), how many of them, and how many there are.
+        tick: called with what is done ("rows read", then "rows written"), how many of them, and how many there are.
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; an archive, whose later events are no columns; a
@@ -43,34 +45,51 @@ def import_log(
     """
     if schema.log is not None and schema.log.events is not None:
         raise LogError(f"'{paths[0]}' has later events beside it, as an archive has", "give the archive as it is")
-    if out.exists() and any(out.iterdir()) and Manifest.of(out) is None:
+    if out.exists() and Manifest.of(out) is None and any(not is_ours(path) for path in out.iterdir()):
         raise LogError(f"'{out}' holds something that is no import", "give a new folder")
     sources = files_of(paths, {j.file for j in schema.join})
     sources += [file for join in schema.join for file in files_of([beside(paths, join.file)])]
     were = [SourceFile.of(file) for file in sources]
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out, prefix=".import-", ignore_cleanup_errors=True) as spool:
-        rows = partial(tick, "rows")
-        log = read_log(
-            list(paths), schema, skip_bad=skip_bad, spool=Path(spool), now_ms=now_ms, everything=True, tick=rows
-        )
-        day = (log.table[TS].to_numpy() + schema.utc_offset_ms) // DAY_MS
-        starts = np.flatnonzero(np.r_[True, day[1:] != day[:-1]])
+    with scratch(out, "import") as spool:
+        rows = partial(tick, "rows read")
+        log = read_log(list(paths), schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, everything=True, tick=rows)
         (out / MANIFEST).unlink(missing_ok=True)  # from here on it is no import, until all days are there
-        for old in out.glob("*.parquet"):
-            old.unlink()
-        days = []
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(day)], strict=True):
-            name = f"{np.datetime64(int(day[start]), 'D')}.parquet"
-            pq.write_table(
-                log.table.slice(start, stop - start), out / name, row_group_size=_GROUP_ROWS, compression="zstd"
-            )
-            days.append(DayFile(name, stop - start))
-            tick("days", len(days), len(starts))
-        decisions = [(one.what, one.column, one.rows, one.remedy) for one in log.decisions]
+        for old in out.iterdir():
+            if old.is_file() and is_ours(old):
+                old.unlink()
+        days = _write_days(log.table, schema.utc_offset_ms, out, partial(tick, "rows written"))
         made = Manifest(
-            rules_of(schema), were, days, log.rows_read, log.duplicates, log.skipped, list(log.notes), decisions
+            rules_of(schema),
+            were,
+            days,
+            log.rows_read,
+            log.duplicates,
+            log.skipped,
+            list(log.notes),
+            list(log.decisions),
         )
-        (Path(spool) / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made)))
-        (Path(spool) / MANIFEST).replace(out / MANIFEST)
+        (spool / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made)))
+        (spool / MANIFEST).replace(out / MANIFEST)
     return made
+
+
+def _write_days(table: pa.Table, utc_offset_ms: int, out: Path, tick: Callable[[int, int], None]) -> list[DayFile]:
+    """Writes rows in order of time, a file a local day. ``tick``: takes rows done, and all rows."""
+    days: list[DayFile] = []
+    done = 0
+    with ExitStack() as open_files:
+        for batch in table.to_batches():
+            day = (batch.column(TS).to_numpy() + utc_offset_ms) // DAY_MS
+            starts = [0, *(np.flatnonzero(np.diff(day)) + 1).tolist()]
+            for start, stop in zip(starts, [*starts[1:], len(day)], strict=True):
+                name = f"{np.datetime64(int(day[start]), 'D')}.parquet"
+                if not days or days[-1].name != name:
+                    open_files.close()
+                    file = open_files.enter_context(pq.ParquetWriter(out / name, table.schema, compression="zstd"))
+                    days.append(DayFile(name, 0))
+                file.write_batch(batch.slice(start, stop - start), row_group_size=_GROUP_ROWS)
+                days[-1] = DayFile(name, days[-1].rows + stop - start)
+            done += len(day)
+            tick(done, table.num_rows)
+    return days

@@ -9,6 +9,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+from millrace.basics.atomic_files import temporary_beside
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import parse_schema
 from millrace.logs import read_log
@@ -110,3 +111,34 @@ def test_a_fault_leaves_no_import(tmp_path: Path) -> None:
     assert (made.skipped, made.rows_read) == (1, 7)
     read = read_log(tmp_path / "in", schema())
     assert (read.skipped, read.rows_read, read.table.num_rows) == (1, 7, 6)
+
+
+def test_the_next_command_maps_what_the_first_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written(tmp_path, [*ROWS, ROWS[0] | {"clicked": 7}])
+    import_log([source], schema(), tmp_path / "in", skip_bad=True)
+    first = read_log(tmp_path / "in", schema())
+    with monkeypatch.context() as patched:
+        patched.setattr("millrace.logs.exposures.LogSource", None)  # nothing is read
+        assert read_log(tmp_path / "in", schema()) == first
+        with pytest.raises(TypeError):
+            read_log(tmp_path / "in", schema('disorder = "2h"\n'))
+    assert read_log(tmp_path / "in", schema('disorder = "2h"\n')).table == first.table
+    assert len(list((tmp_path / "in").glob("rows-*.arrow"))) == 2
+    import_log([source], schema(), tmp_path / "in", skip_bad=True)
+    assert not list((tmp_path / "in").glob("rows-*"))
+
+
+def test_an_import_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
+    """All that a kill may leave: a folder of a process that is gone, and days without a manifest."""
+    source = written(tmp_path, ROWS)
+    made = import_log([source], schema(), tmp_path / "in")
+    (tmp_path / "in" / MANIFEST).unlink()
+    left = temporary_beside(tmp_path / "in" / "import")
+    left = left.with_name(left.name.replace(str(os.getpid()), str(2**22 + 1)))  # no process has such an id
+    left.mkdir()
+    (left / "unsorted.arrow").write_bytes(b"half")
+    with pytest.raises(LogError):
+        read_log(tmp_path / "in", schema('day = "none"\n'))
+    assert import_log([source], schema(), tmp_path / "in") == made
+    assert not left.exists()
+    same(tmp_path / "in", source, schema())
