@@ -274,7 +274,7 @@ class _Csv(_Text):
                 raise self._no_text(line, at)
             number, shown = row + line - (not self._form.columns), text.strip()[:60]
             problem, remedy = (
-                f"'{self.path}': row {number} is no row ({why.splitlines()[0].rstrip('.')})",
+                f"'{self.path}': row {number} is no row ({_reason(why)})",
                 "correct the line",
             )
             if "COLUMNS" in kind:
@@ -350,7 +350,10 @@ class _Json(_Text):
         for one, (most, made, _) in self._kinds.items():
             value = f"o.{name(one)}"
             fits = f"json_type({value}) IN {(*(k for k, told in _TOLD.items() if told == most), 'NULL')}"
-            asked += [f"CASE WHEN {fits} THEN {made.format(value)} END", f"{value} IS NULL OR coalesce({fits}, TRUE)"]
+            asked += [
+                f"CASE WHEN {fits} THEN {made.replace('{}', value, 1)} END",
+                f"{value} IS NULL OR coalesce({fits}, TRUE)",
+            ]
         columns = ", ".join(f"{part} AS c{n}" for n, part in enumerate(asked))
         lines = self._single_lines()
         read = self._sql.sql(f"SELECT {columns} FROM ({self._parsed} FROM {lines}) WHERE trim(line) != ''")
@@ -364,7 +367,7 @@ class _Json(_Text):
             for at in np.flatnonzero(~good).tolist():
                 number, line = row + at + 1, batch.column(0)[at].as_py()
                 if objects[at]:
-                    (found,) = (key for key, times in Counter(k for k, _ in _pairs(line)).items() if times > 1)
+                    found = next((key for key, times in Counter(k for k, _ in _pairs(line)).items() if times > 1), "")
                     problem = f"'{self.path}': column '{found}' stands twice in row {{row}}"
                     faults.count("twice", str(self.path), 1, number, found, problem, "write each key of an object once")
                 elif at == batch.num_rows - 1:
@@ -374,7 +377,7 @@ class _Json(_Text):
             for n, (one, (most, _, _)) in enumerate(self._kinds.items()):
                 odd = good & ~mask(batch.column(4 + 2 * n))
                 for at in np.flatnonzero(odd).tolist():
-                    shown = str(json.loads(batch.column(0)[at].as_py())[one])[:60]
+                    shown = str(dict(_pairs(batch.column(0)[at].as_py())).get(one, "[[["))[:60]
                     problem = (
                         f"'{self.path}' mixes kinds of values: column '{one}' has {shown!r} in row {{row}} among {most}"
                     )
@@ -391,13 +394,14 @@ class _Json(_Text):
             faults.count(
                 "cut off", str(self.path), 1, number, shown, problem, f"copy it again; its last line is: {shown}"
             )
-        for line, kind, _, _, at in self._rejected():
+        for line, kind, text, why, at in self._rejected():
             if kind == "INVALID ENCODING":
                 raise self._no_text(line, at)
+            self._broken(line, text, faults, f" ({_reason(why)})")
 
-    def _broken(self, number: int, line: str, faults: Faults) -> None:
+    def _broken(self, number: int, line: str, faults: Faults, why: str = "") -> None:
         shown = line.strip()[:60]
-        problem = f"'{self.path}' cannot be read: row {{row}} is no JSON object"
+        problem = f"'{self.path}' cannot be read: row {{row}} is no JSON object{why}"
         faults.count("json", str(self.path), 1, number, shown, problem, f"correct the line: {shown}")
 
 
@@ -414,8 +418,16 @@ def _is_text(raw: bytes) -> bool:
 
 
 def _pairs(line: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+    try:
+        found: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+    except RecursionError:  # lists within lists
+        return []
     return found
+
+
+def _reason(message: str) -> str:
+    """What DuckDB says of a line, in one line."""
+    return message.splitlines()[0].rstrip(".")
 
 
 def _inner(structures: Sequence[str]) -> str:
