@@ -29,6 +29,7 @@ from millrace.versions.modelstore import ModelStore, Place
 log = structlog.get_logger("replay")
 
 EVERY_S = 120.0
+"""Between two times that a replay is kept."""
 
 
 class KeptReplay:
@@ -41,13 +42,13 @@ class KeptReplay:
         steps: how many of them ``model``, which is replaced by the kept one, has learnt.
     """
 
-    def __init__(self, folder: Path, model: OnlineModel, same: object, every_s: float = EVERY_S) -> None:
-        self._folder, self._model, self._every_s = folder, model, every_s
+    def __init__(self, folder: Path, model: OnlineModel, same: object) -> None:
+        self._folder, self._model = folder, model
         capability = torch.backends.cpu.get_cpu_capability()
         self._same = sha256(msgspec.json.encode([same, capability])).hexdigest()
         self._store = ModelStore(folder)
         self._arrays: list[np.memmap[tuple[int, ...], np.dtype[np.float32]]] = []
-        self._due_s = time.monotonic() + every_s
+        self._due_s = time.monotonic() + EVERY_S
         note = self._store.latest()
         self.steps = 0
         if note is not None and note.extra.get("same") == self._same:
@@ -79,7 +80,7 @@ class KeptReplay:
             self._keep(steps)
         except (StoreError, OSError) as error:
             log.warning("the replay cannot be kept, and goes on", error=one_line(error))
-        self._due_s = time.monotonic() + self._every_s
+        self._due_s = time.monotonic() + EVERY_S
 
     def _keep(self, steps: int) -> None:
         for array in self._arrays:

@@ -38,6 +38,7 @@ from commands.replay.reading import Log, about, name_of_log, reading
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
+from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
@@ -113,6 +114,8 @@ def replay(
         "scoring_seconds": round(timing.scoring, 3),
         "learning_seconds": round(timing.learning, 3),
         "waiting_seconds": round(timing.waiting, 3),
+        "model_mb": learner.nbytes >> 20,
+        "windows_mb": timing.windows_bytes >> 20,
         "rows_per_second": round(len(p) / max(seconds - read_seconds, 1e-9)),
         "seed": seed,
         "spec": learner.spec,
@@ -160,11 +163,12 @@ def run_log(
         groups.lie_in(kept.array)
     if kept is not None and outcomes is not None:
         outcomes.q = kept.array("q", outcomes.q.shape)
-    made = steps(log, schema, batch_rows, how, groups)
-    runner = Runner(model, p, groups, observer, timing or Timing(), outcomes, kept)
-    with closing(runner.run(made)) as run:
+    made, timing = Stretches(log, schema, how, () if groups is None else groups.cuts), timing or Timing()
+    runner = Runner(model, p, groups, observer, timing, outcomes, kept)
+    with closing(runner.run(steps(log, schema, batch_rows, how, groups, made=made))) as run:
         for scored in run:
             tick(scored)
+    timing.windows_bytes = made.nbytes
     return p
 
 

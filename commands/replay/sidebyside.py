@@ -47,12 +47,14 @@ MOST_ROWS = 32_768
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds that the parts of a run took. Side by side they add up to more than the run took."""
+    """Seconds that the parts of a run took, and what windows hold at its end. Side by side they add up to more than the
+    run took."""
 
     features: float = 0.0
     scoring: float = 0.0
     learning: float = 0.0
     waiting: float = 0.0  # of the learner, for features or scores
+    windows_bytes: int = 0
 
 
 class StepQueue:

@@ -110,6 +110,11 @@ class Stretches:
         self._made = 0
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the windows, in bytes."""
+        return self._windows.nbytes
+
+    @property
     def waiting(self) -> int:
         """Events that are due later, of rows that were made."""
         return len(self._waiting.row)

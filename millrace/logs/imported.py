@@ -9,8 +9,8 @@
     DIR/rows-SCHEMA.json      what is to be said of them
 
 Reading it applies the schema's fields alone. The schema's ``[log]`` and ``[[join]]`` must be those of the import: times
-are ms, labels 0 or 1, lists unrolled, side tables joined, copies merged. The manifest is written last, so a folder
-without one is no import.
+are ms, labels 0 or 1, lists unrolled, side tables joined, copies merged. The manifest is written last: a folder whose
+manifest cannot be read is an import that was killed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from millrace.contracts.schema import Schema
 from millrace.logs.faults import Decision
 
 MANIFEST = "manifest.json"
-_OURS = re.compile(r"manifest\.json|\d{4}-\d\d-\d\d\.parquet|rows-[0-9a-f]{16}\.(arrow|json)|\..*\.tmp")
+_OURS = re.compile(r"manifest\.json|\d{4}-\d\d-\d\d\.parquet|rows-[0-9a-f]{16}\.(arrow|json)")
 _LATER = ("attribution_minutes", "disorder")
 """Rules of ``[log]`` that act on clean rows: they may differ from the import's."""
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a file or folder of an import's folder is one of its own."""
+    """Whether a file of an import's folder is one of its own."""
     return _OURS.fullmatch(file.name) is not None
 
 

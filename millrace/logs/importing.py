@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from millrace.basics.atomic_files import scratch
+from millrace.basics.atomic_files import scratch, write_whole
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
@@ -45,7 +45,8 @@ def import_log(
     """
     if schema.log is not None and schema.log.events is not None:
         raise LogError(f"'{paths[0]}' has later events beside it, as an archive has", "give the archive as it is")
-    if out.exists() and Manifest.of(out) is None and any(not is_ours(path) for path in out.iterdir()):
+    there = [path for path in out.iterdir() if not path.name.endswith(".tmp")] if out.exists() else []
+    if there and not ((out / MANIFEST).exists() and all(map(is_ours, there))):
         raise LogError(f"'{out}' holds something that is no import", "give a new folder")
     sources = files_of(paths, {j.file for j in schema.join})
     sources += [file for join in schema.join for file in files_of([beside(paths, join.file)])]
@@ -54,23 +55,16 @@ def import_log(
     with scratch(out, "import") as spool:
         rows = partial(tick, "rows read")
         log = read_log(list(paths), schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, everything=True, tick=rows)
-        (out / MANIFEST).unlink(missing_ok=True)  # from here on it is no import, until all days are there
-        for old in out.iterdir():
-            if old.is_file() and is_ours(old):
-                old.unlink()
-        days = _write_days(log.table, schema.utc_offset_ms, out, partial(tick, "rows written"))
-        made = Manifest(
-            rules_of(schema),
-            were,
-            days,
-            log.rows_read,
-            log.duplicates,
-            log.skipped,
-            list(log.notes),
-            list(log.decisions),
-        )
-        (spool / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made)))
-        (spool / MANIFEST).replace(out / MANIFEST)
+        days = _write_days(log.table, schema.utc_offset_ms, spool, partial(tick, "rows written"))
+        told = list(log.notes), list(log.decisions)
+        made = Manifest(rules_of(schema), were, days, log.rows_read, log.duplicates, log.skipped, *told)
+        (out / MANIFEST).write_text("days are being replaced")  # nobody can read them until all are there
+        for old in there:
+            if old.name != MANIFEST:
+                old.unlink(missing_ok=True)
+        for day in days:
+            (spool / day.name).replace(out / day.name)
+        write_whole(out / MANIFEST, msgspec.json.format(msgspec.json.encode(made)), durable=False)
     return made
 
 

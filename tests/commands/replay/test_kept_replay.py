@@ -52,6 +52,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     left = [5]
     plain_learn, plain_write, plain_note = OnlineModel.learn, ModelStore.write_part, ModelStore.write_manifest
     plain_look, plain_init = KeptReplay.look, KeptReplay.__init__
+    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
 
     def dies(when: str) -> None:
         if when == stage and learnt[-1] >= left[0]:
@@ -74,7 +75,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         dies("behind")
 
     def init(self: Any, folder: Path, model: Any, same: object) -> None:
-        plain_init(self, folder, model, same, 0.0)
+        plain_init(self, folder, model, same)
         began.append(self.steps)
 
     monkeypatch.setattr(OnlineModel, "learn", learn)
@@ -103,8 +104,8 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_another_replay_begins_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, schema = imported(tmp_path, SCHEMA)
     other = run(log, schema, tmp_path / "other", seed=5)
-    plain_init, plain_look = KeptReplay.__init__, KeptReplay.look
-    monkeypatch.setattr(KeptReplay, "__init__", lambda self, *args: plain_init(self, *args, 0.0))
+    plain_look = KeptReplay.look
+    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
 
     def look(self: KeptReplay, steps: int) -> None:
         plain_look(self, steps)
@@ -121,8 +122,7 @@ def test_another_replay_begins_at_the_beginning(tmp_path: Path, monkeypatch: pyt
 def test_what_is_damaged_begins_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, schema = imported(tmp_path, SCHEMA)
     whole = run(log, schema, tmp_path / "whole")
-    plain_init = KeptReplay.__init__
-    monkeypatch.setattr(KeptReplay, "__init__", lambda self, *args: plain_init(self, *args, 0.0))
+    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(KeptReplay, "remove", lambda self: None)
         run(log, schema, tmp_path / "out")

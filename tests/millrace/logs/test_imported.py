@@ -128,17 +128,36 @@ def test_the_next_command_maps_what_the_first_has_read(tmp_path: Path, monkeypat
     assert not list((tmp_path / "in").glob("rows-*"))
 
 
-def test_an_import_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
-    """All that a kill may leave: a folder of a process that is gone, and days without a manifest."""
-    source = written(tmp_path, ROWS)
-    made = import_log([source], schema(), tmp_path / "in")
-    (tmp_path / "in" / MANIFEST).unlink()
-    left = temporary_beside(tmp_path / "in" / "import")
+def test_an_import_that_was_killed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while days come to their place: nobody reads what is there. And earlier: a folder of a process is left."""
+    source, out = written(tmp_path, [row | {"at": MS + n * DAY} for n, row in enumerate(ROWS)]), tmp_path / "in"
+    made = import_log([source], schema(), out)
+    plain = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name.startswith("2022-04-26"):
+            raise KeyboardInterrupt
+        return plain(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            import_log([source], schema(), out)
+    assert (out / "2022-04-25.parquet").exists()
+    with pytest.raises(LogError, match=r"manifest.json' cannot be read.*import the log again"):
+        read_log(out, schema())
+    left = temporary_beside(out / "import")
     left = left.with_name(left.name.replace(str(os.getpid()), str(2**22 + 1)))  # no process has such an id
     left.mkdir()
     (left / "unsorted.arrow").write_bytes(b"half")
-    with pytest.raises(LogError):
-        read_log(tmp_path / "in", schema('day = "none"\n'))
-    assert import_log([source], schema(), tmp_path / "in") == made
+    assert import_log([source], schema(), out) == made
     assert not left.exists()
-    same(tmp_path / "in", source, schema())
+    same(out, source, schema())
+
+
+def test_days_of_somebody_else_stay(tmp_path: Path) -> None:
+    source, out = written(tmp_path, ROWS), tmp_path / "days"
+    own = written(out, ROWS, "2022-04-24.parquet")
+    with pytest.raises(LogError, match="something that is no import"):
+        import_log([source], schema(), out)
+    assert own.exists()
