@@ -86,7 +86,7 @@ def experiment_rows(log: Path, out: Path, *, rows: int = 100_000_000, kills: int
     began, made, few = time.monotonic(), out / "log.parquet", out / "few.parquet"
     n = make(file, made, people, WEEKS, seed)
     make(file, few, people, max(1, WEEKS // 10), seed)
-    lines = [{"stage": "make", "rows": n, "seconds": time.monotonic() - began}]
+    lines: list[dict[str, Any]] = [{"stage": "make", "rows": n, "seconds": time.monotonic() - began}]
     how = "--schema", str(out / "schema.toml"), "--out"
     for stage, command in {
         "import": ("import", made, *how, out / "imported"),
@@ -116,7 +116,8 @@ def make(source: Path, file: Path, people: int, weeks: int, seed: int) -> int:
         columns = f"user_id + 1000000 * p.n AS user_id, video_id, author_id, tab, is_click, time_ms + {WEEK_MS} * w.n"
         rows = f"SELECT {columns} AS time_ms FROM '{source}', range({people}) p(n), range({weeks}) w(n)"
         sql.execute(f"COPY (SELECT * FROM ({rows}) ORDER BY hash(time_ms, user_id, video_id, {seed})) TO '{file}'")
-    return pq.read_metadata(file).num_rows
+    rows_made: int = pq.read_metadata(file).num_rows
+    return rows_made
 
 
 def watched(command: tuple[str, ...]) -> dict[str, Any]:

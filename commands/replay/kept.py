@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SnapshotError, StoreError, one_line
+from millrace.basics.store import Sealed
 from millrace.versions.modelstore import ModelStore, Place
 
 log = structlog.get_logger("replay")
@@ -85,7 +86,8 @@ class KeptReplay:
     def _keep(self, steps: int) -> None:
         for array in self._arrays:
             array.flush()
-        place, slices, parts = Place(0, steps), self._model.slices(), []
+        place, slices = Place(0, steps), self._model.slices()
+        parts: list[tuple[Sealed, Sealed]] = []
         while (part := slices.next()) is not None:
             parts.append(self._store.write_part(place, len(parts), *part))
         parts.append(self._store.write_part(place, len(parts), *slices.finish()))

@@ -19,7 +19,7 @@ from rich.console import Console
 from millrace.basics.atomic_files import scratch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
-from millrace.logs.imported import Manifest
+from millrace.logs.imported import ImportedLog
 from millrace.logs.importing import import_log
 from millrace.reports.progress import bars
 
@@ -49,7 +49,7 @@ def reading(
         yield table
 
 
-def import_into(log: Log, schema: Path, out: Path, *, skip_bad: bool = False) -> Manifest:
+def import_into(log: Log, schema: Path, out: Path, *, skip_bad: bool = False) -> ImportedLog:
     """As :func:`~millrace.logs.importing.import_log`, with progress; prints what was decided."""
     paths = [log] if isinstance(log, Path) else list(log)
     with bars() as tick:

@@ -45,7 +45,7 @@ from learner.role.model_factory import model_of
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings
 from millrace.logs import LogTable
-from millrace.logs.imported import Manifest
+from millrace.logs.imported import ImportedLog
 from millrace.reports import calibration_plot, day_plot, make_folder, write_all
 from millrace.reports.progress import Took, bars
 
@@ -177,7 +177,7 @@ def _kept(
 ) -> KeptReplay | None:
     """Where this replay is; None for a log that is no import, which might change unseen, or a model of one's own."""
     folder = log if isinstance(log, Path) else log[0]
-    imported = Manifest.of(folder)
+    imported = ImportedLog.of(folder)
     if imported is None or not isinstance(model, OnlineModel):
         return None
     how = (batch_rows, labels.policy, labels.observation_ms, skip_bad, model.spec, model.seed)

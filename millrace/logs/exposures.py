@@ -35,7 +35,7 @@ from millrace.contracts.schema import Schema
 from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
-from millrace.logs.imported import Manifest
+from millrace.logs.imported import ImportedLog
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
@@ -104,7 +104,7 @@ def read_log(
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     if not paths:
         raise LogError("no log is named", "give the path of a log")
-    imported = Manifest.of(paths[0]) if len(paths) == 1 else None
+    imported = ImportedLog.of(paths[0]) if len(paths) == 1 else None
     if imported is not None:
         return _of_import(imported, paths[0], schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, tick=tick)
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
@@ -157,7 +157,7 @@ def read_log(
 
 
 def _of_import(
-    imported: Manifest, folder: Path, schema: Schema, *, skip_bad: bool, spool: Path | None, **how: Any
+    imported: ImportedLog, folder: Path, schema: Schema, *, skip_bad: bool, spool: Path | None, **how: Any
 ) -> LogTable:
     """The rows of an import, mapped from a file that the first command with this schema makes."""
     settled = imported.settled(schema, folder)
@@ -176,11 +176,11 @@ def _of_import(
             if spool is not None and spool.parent == folder:
                 write_whole(kept.with_suffix(".json"), msgspec.json.encode(said), durable=False)
                 (spool / ROWS).replace(kept)
-    log, notes = settled.log, (*imported.notes, *imported.changed(), *said.notes)
+    log, skipped = settled.log, imported.skipped + said.skipped
     assert log is not None
-    skipped = imported.skipped + said.skipped
     return LogTable(
-        table, log.user, log.item, log.label, imported.rows_read, imported.duplicates, tuple(notes),
+        table, log.user, log.item, log.label, imported.rows_read, imported.duplicates,
+        (*imported.notes, *imported.changed(), *said.notes),
         tuple(said.decisions), skipped,
     )  # fmt: skip
 

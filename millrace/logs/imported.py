@@ -55,7 +55,7 @@ class DayFile(Struct, frozen=True):
     rows: int
 
 
-class Manifest(Struct, frozen=True):
+class ImportedLog(Struct, frozen=True):
     """What stands in ``manifest.json``."""
 
     rules: dict[str, Any]
@@ -69,7 +69,7 @@ class Manifest(Struct, frozen=True):
     decisions: list[Decision]
 
     @classmethod
-    def of(cls, folder: Path) -> Manifest | None:
+    def of(cls, folder: Path) -> ImportedLog | None:
         """The manifest of an import; None for any other folder or file. Raises LogError for one that is broken."""
         file = folder / MANIFEST
         if not file.is_file():

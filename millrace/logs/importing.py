@@ -18,7 +18,7 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Schema
 from millrace.logs.exposures import TS, read_log
-from millrace.logs.imported import MANIFEST, DayFile, Manifest, SourceFile, is_ours, rules_of
+from millrace.logs.imported import MANIFEST, DayFile, ImportedLog, SourceFile, is_ours, rules_of
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import beside
 
@@ -33,7 +33,7 @@ def import_log(
     skip_bad: bool = False,
     now_ms: int | None = None,
     tick: Callable[[str, int, int], None] = lambda what, done, of: None,
-) -> Manifest:
+) -> ImportedLog:
     """Imports a log into the folder ``out``, which may have an import: that is replaced.
 
     Args:
@@ -57,7 +57,7 @@ def import_log(
         log = read_log(list(paths), schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, everything=True, tick=rows)
         days = _write_days(log.table, schema.utc_offset_ms, spool, partial(tick, "rows written"))
         told = list(log.notes), list(log.decisions)
-        made = Manifest(rules_of(schema), were, days, log.rows_read, log.duplicates, log.skipped, *told)
+        made = ImportedLog(rules_of(schema), were, days, log.rows_read, log.duplicates, log.skipped, *told)
         (out / MANIFEST).write_text("days are being replaced")  # nobody can read them until all are there
         for old in there:
             if old.name != MANIFEST:

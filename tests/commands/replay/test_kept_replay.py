@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from commands.replay.kept import KeptReplay
@@ -14,15 +15,10 @@ from learner.ranker.model import OnlineModel
 from millrace.contracts.schema import load_schema
 from millrace.logs.importing import import_log
 from millrace.versions.modelstore import ModelStore
-from tests.commands.replay.test_replay import SCHEMA, make_rows, write
+from tests.scenes.replayed_logs import PAGES, SCHEMA, SMALL, make_log
 
-SPEC = {"width": 4, "hidden": [8], "blocks": 1}
-TEXTS = {
-    "frozen each day": SCHEMA,
-    "pages": SCHEMA + 'request = "at"\n',
-    "an outcome": SCHEMA + 'action_times = { click = "click_at", cart = "cart_at" }\n'
-    '[[outcome]]\nname = "order"\non = "click"\nevent = "cart"\nwithin = "1d"\n',
-}
+OUTCOME = '[[outcome]]\nname = "order"\non = "click"\nevent = "cart"\nwithin = "1d"\n'
+TEXTS = {"frozen each day": SCHEMA, "pages": PAGES, "an outcome": SCHEMA + OUTCOME}
 BATCH_ROWS = 16
 
 
@@ -33,12 +29,15 @@ class KilledError(BaseException):
 def imported(folder: Path, text: str, n: int = 400) -> tuple[Path, Path]:
     file = folder / "schema.toml"
     file.write_text(text)
-    import_log([write(folder, "parquet", make_rows(n))], load_schema(file), folder / "in")
+    schema = load_schema(file)
+    rows = make_log(schema, n, seed=1).table
+    pq.write_table(rows.filter(rows["item"].is_valid()), folder / "log.parquet")
+    import_log([folder / "log.parquet"], schema, folder / "in")
     return folder / "in", file
 
 
 def run(log: Path, schema: Path, out: Path, **more: Any) -> str:
-    replay(log, schema, out, spec=SPEC, batch_rows=BATCH_ROWS, progress=False, **more)
+    replay(log, schema, out, spec=SMALL, batch_rows=BATCH_ROWS, progress=False, **more)
     return (out / "report.json").read_text()
 
 
@@ -129,7 +128,7 @@ def test_what_is_damaged_begins_at_the_beginning(tmp_path: Path, monkeypatch: py
     for part in (tmp_path / "out" / "kept").glob("part-*"):
         part.write_bytes(b"\0" * 100 + part.read_bytes()[100:])
     assert run(log, schema, tmp_path / "out") == whole
-    assert json.loads(whole)["rows"] == 400
+    assert json.loads(whole)["rows"] > 200
 
 
 def test_a_log_that_is_no_import_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

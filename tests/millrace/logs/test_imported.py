@@ -13,10 +13,9 @@ from millrace.basics.atomic_files import temporary_beside
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import parse_schema
 from millrace.logs import read_log
-from millrace.logs.imported import MANIFEST, Manifest
+from millrace.logs.imported import MANIFEST, ImportedLog
 from millrace.logs.importing import import_log
-from tests.millrace.logs.test_log_stream import LISTED, plan, save, traffic
-from tests.scenes.small_logs import MS, PAGES, ROWS, schema, written
+from tests.scenes.small_logs import LISTED, MS, PAGES, ROWS, plan, save, schema, traffic, written
 
 DAY = 86_400_000
 
@@ -99,7 +98,7 @@ def test_what_is_broken_or_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in" / MANIFEST).write_text("{")
     with pytest.raises(LogError, match=r"manifest.json' cannot be read"):
         read_log(tmp_path / "in", schema())
-    assert msgspec.json.decode(msgspec.json.encode(made), type=Manifest) == made
+    assert msgspec.json.decode(msgspec.json.encode(made), type=ImportedLog) == made
 
 
 def test_a_fault_leaves_no_import(tmp_path: Path) -> None:
