@@ -16,7 +16,7 @@ from commands.guess.fields import Feature, feature_of
 from commands.guess.outcomes import LeftOut, verdicts
 from commands.guess.pageroles import action_times, line_role, list_roles, position_role, request_role, unrolled
 from commands.guess.roles import ITEM, USER, ColumnRole, Roles, day_role, id_role, item_of_page, label_role, time_role
-from commands.guess.sample import Sample, kinds_of, read_sample
+from commands.guess.sample import LEFT_OUT, Sample, kinds_of, read_sample
 from commands.guess.samplecolumns import Column, columns_of, held
 from commands.guess.sidetables import Side, sides_beside
 from commands.guess.timeformats import TIME_WORDS, TimeColumn, times_of
@@ -27,7 +27,6 @@ from millrace.contracts.schema import Side as Of
 _ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
 _EVENT = {"id", "uuid", "guid", "event", "row", "exposure", "impression", "record"}
 """A column named by these words alone is an id of its row, if each row has its own."""
-_LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MADE_ITEM, MADE_LABEL = "item_id", "click"
 
 
@@ -107,9 +106,9 @@ def _find(path: Path, files: Sequence[Path]) -> SchemaFindings:
     if refused.any():
         found.notes.append(
             f"{int(refused.sum()):,} rows of the sample lack a time, user, item, label or day, or have another text "
-            f"there: {_LEFT_OUT}"
+            f"there: {LEFT_OUT}"
         )
-    found.notes += _strays(found)
+    found.notes += [*sample.notes, *_strays(found)]
     return found
 
 
@@ -137,7 +136,7 @@ def _strays(found: SchemaFindings) -> list[str]:
     out = []
     for stray in sample.strays:
         if stray.name in strict or stray.name in used & sample.mixed:
-            out.append(f"{stray.what}: {_LEFT_OUT}")
+            out.append(f"{stray.what}: {LEFT_OUT}")
         elif stray.name in used:
             out.append(f"{stray.what}: the column is read as text, and no row is lost for it")
         else:

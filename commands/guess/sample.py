@@ -9,26 +9,24 @@ beginning.
 from __future__ import annotations
 
 import csv
-import io
-import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
-from millrace.logs.log_files import PARQUET, Ending, files_of
+from millrace.logs.faults import Fault, Faults, LogFaults
+from millrace.logs.log_files import DATABASE, PARQUET, Ending, files_of, named
 from millrace.logs.plain_types import plain
-from millrace.logs.text import is_data
+from millrace.logs.source import STRETCH_ROWS, LogSource, column_names
+from millrace.logs.text import NO_QUOTING, FileForm, is_data
 
 HEAD_ROWS = 100_000
 SPREAD_ROWS = 12_500
@@ -42,11 +40,10 @@ _FORMS = {
     "number": r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$",
     "date": r"^\s*\d{1,4}[-/.]([A-Za-z]{3}|\d{1,2})[-/.]\d{1,4}",
 }
+LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MOST_STRAY = 0.01
 """Share of a column's cells that may be of another form."""
 _SEPARATORS = ("::", "\t", ",", ";", "|")
-
-_FIRST_NULL, _NULL = re.compile(rb"(?:\xef\xbb\xbf)?\s*null"), re.compile(rb"\n[ \t\r]*null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,8 @@ class Sample:
     """False: quotes in a text file are plain characters, since some are never closed."""
     great: frozenset[str] = frozenset()
     """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
+    notes: tuple[str, ...] = ()
+    """What the reader of logs will say of lines and columns of the sample."""
 
 
 def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
@@ -89,22 +88,17 @@ def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
     Raises:
         LogError: there is no such file or folder, it is of no known form, empty or unreadable.
     """
-    sample = _read(path, files or kinds_of(path)[0])
+    files = files or kinds_of(path)[0]
+    form = _form(files[0])
+    with named(path):
+        if form in PARQUET:
+            sample = _parquet(path, files)
+        else:
+            sample = _database(path) if form in DATABASE else _text(path, files, form)
+    if not sample.table.num_rows or not sample.table.num_columns:
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
     table, strays = without_strays(sample.table)
-    return replace(sample, table=table, strays=strays)
-
-
-def _read(path: Path, files: Sequence[Path]) -> Sample:
-    ending = _form(files[0])
-    try:
-        if ending in PARQUET:
-            return _parquet(path, files)
-        if ending in _TEXT or ending in _JSON:
-            return _text(path, files, ending)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
-    raise LogError(f"'{path}' ends in '{ending}'", "a log is Parquet, .csv, .tsv or .jsonl; text may be compressed")
+    return replace(sample, table=table, strays=(*sample.strays, *strays))
 
 
 def kinds_of(path: Path) -> list[list[Path]]:
@@ -132,14 +126,6 @@ def _first_names(file: Path) -> tuple[str, ...]:
     line = _lines(file, 0, 1, 1 << 20, Ending.of(file).compressed).decode("utf-8", "replace")
     cells = line.strip("\r\n").split(_TEXT[_form(file)])
     return (str(len(cells)),) if is_data(cells) else tuple(cells)
-
-
-def _plain(table: pa.Table, log: Path) -> pa.Table:
-    """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
-    if not table.num_rows or not table.num_columns:
-        raise LogError(f"log '{log}' has no rows", "give a log with at least one exposure")
-    names = dict.fromkeys(table.column_names)
-    return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in names})
 
 
 def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
@@ -189,6 +175,11 @@ def _parquet(path: Path, files: Sequence[Path]) -> Sample:
     return Sample(_plain(table, path), False, where, None, None, True, tuple(files))
 
 
+def _plain(table: pa.Table, log: Path) -> pa.Table:
+    """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
+    return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in table.column_names})
+
+
 def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) -> Iterator[pa.Table]:
     """``count`` rows from row ``start`` of all files on, read in the row groups that hold them."""
     at = 0
@@ -207,66 +198,105 @@ def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) 
         at += n
 
 
-# -- text ------------------------------------------------------------------------------------------------------------
+# -- text and databases -----------------------------------------------------------------------------------------------
+
+
+def _database(path: Path) -> Sample:
+    most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
+    table, faults, _ = _rows(path, FileForm(), path, None, most + 1)
+    whole = table.num_rows <= most
+    taken = f"{'all' if whole else 'the first'} {min(table.num_rows, most):,} rows"
+    return Sample(table.slice(0, most), whole, taken, None, None, True, (path,), notes=_refused(faults))
 
 
 def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     raw, whole, where = _bytes(files)
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if not raw.strip():
-        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
-    if ending in _JSON:
-        if raw.lstrip().startswith(b"["):
-            raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
-        table, mixed = _json(raw)
-        taken = where(table.num_rows)
-        return Sample(_plain(table, path), whole, taken, None, None, True, tuple(files), mixed)
     encoding = None
     try:
-        raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raw, encoding = raw.decode("latin-1").encode("utf-8"), "latin-1"
-    lines = [line for line in raw[: 1 << 20].decode("utf-8", "ignore").splitlines()[:50] if line]
-    usual = _TEXT[ending]
-    separator = _separator(lines, usual)
-    by = separator
-    if len(by) > 1:  # a reader of CSV takes one letter: one that no text has
-        raw, lines, by = raw.replace(by.encode(), b"\x1f"), [x.replace(by, "\x1f") for x in lines], "\x1f"
-    cells = next(csv.reader(io.StringIO(lines[0]), delimiter=by))
-    header = not is_data(cells)
-    names = cells if header else [f"column_{i + 1}" for i in range(len(cells))]
-    names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(names)]
-    table, quoting, great = _csv(raw, names, header, by)
-    said = Ending.of(files[0]).form in _TEXT and separator == usual
-    odd = None if said else separator
-    rows, read = _plain(table, path), where(table.num_rows)
-    return Sample(rows, whole, read, odd, encoding, header, tuple(files), quoting=quoting, great=great)
+        text, encoding = raw.decode("latin-1"), "latin-1"
+    if not text.strip():
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
+    with TemporaryDirectory(prefix="log-") as room:
+        copy = Path(room) / f"sample{ending}"
+        copy.write_bytes(text.encode())
+        if ending in _JSON:
+            table, faults, _ = _rows(copy, FileForm(), path)
+            rows = table.num_rows + sum(fault.rows for fault in faults)
+            mixed = [fault for fault in faults if fault.column in table.column_names]
+            strays = tuple(_mixed(table, fault, rows) for fault in mixed)
+            return Sample(table, whole, where(rows), None, None, True, tuple(files),
+                          frozenset(stray.name for stray in strays), strays,
+                          notes=_refused([fault for fault in faults if fault not in mixed]))  # fmt: skip
+        usual = _TEXT[ending]
+        by = _separator([line for line in text[: 1 << 20].splitlines()[:50] if line], usual)
+        form = FileForm(separator=by)
+        names = column_names(copy, form)
+        if is_data(names):
+            form = replace(form, columns=tuple(f"column_{i + 1}" for i in range(len(names))))
+        table, faults, form = _csv(copy, form, path)
+    notes = [] if form.columns else [
+        f"'{name}' is the name of several columns: none is used" for name, times in Counter(names).items() if times > 1
+    ]  # fmt: skip
+    odd = None if Ending.of(files[0]).form in _TEXT and by == usual else by
+    return Sample(table, whole, where(table.num_rows), odd, encoding, not form.columns, tuple(files),
+                  quoting=form.quoting, great=form.texts, notes=(*notes, *_refused(faults)))  # fmt: skip
 
 
-def _csv(raw: bytes, names: list[str], header: bool, by: str) -> tuple[pa.Table, bool, frozenset[str]]:
-    """(the rows, whether a quote encloses a value, text columns with whole numbers beyond 64 bits). Where some quotes
-    are never closed, quotes are plain characters and each line is a row."""
-    options = pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header))
-
-    def read(quoting: bool, texts: frozenset[str] = frozenset()) -> pa.Table:
-        parse = pacsv.ParseOptions(delimiter=by, quote_char='"' if quoting else False)
-        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
-        return pacsv.read_csv(pa.BufferReader(raw), options, parse, convert)
-
-    quoting = True
+def _rows(
+    file: Path, form: FileForm, log: Path, wanted: set[str] | None = None, most: int = 1 << 62
+) -> tuple[pa.Table, Sequence[Fault], bool]:
+    """(rows of a file as the reader of logs gives them; its faults; whether lines may stand within a quoted value by
+    mistake). ``log``: to name in errors."""
+    faults = Faults(str(log), skip_bad=False)
+    parts: list[pa.Table] = []
+    with TemporaryDirectory(prefix="log-") as room:
+        for part in LogSource([file], wanted, form, faults, log, Path(room)).stretches(min(STRETCH_ROWS, most)):
+            parts.append(part)
+            if sum(one.num_rows for one in parts) >= most:
+                break
+    found: Sequence[Fault] = ()
     try:
-        table = read(True)
-        lines = sum(1 for line in raw.splitlines() if line.strip()) - header if b'"' in raw else 0
-    except pa.ArrowInvalid:
-        if b'"' not in raw:
-            raise
-        table, quoting = read(False), False
-    else:
-        if lines > table.num_rows:
-            with suppress(pa.ArrowInvalid):
-                table, quoting = read(False), False
-    great = frozenset(name for name, column in zip(names, table.columns, strict=True) if _great(column))
-    return (read(quoting, great) if great else table), quoting, great
+        faults.verdict()
+    except LogFaults as error:
+        if faults.broken():
+            first = error.faults[0]
+            raise LogError(first.problem.replace(str(file), str(log)), first.remedy) from None
+        found = error.faults
+    quoted = any(NO_QUOTING in one.remedy for one in (*found, *faults.decisions()))
+    return pa.concat_tables(parts) if parts else pa.table({}), found, quoted
+
+
+def _csv(copy: Path, form: FileForm, log: Path) -> tuple[pa.Table, Sequence[Fault], FileForm]:
+    """(rows, faults, the form). Where some quotes are never closed, quotes are plain characters."""
+
+    def read(form: FileForm) -> tuple[pa.Table, Sequence[Fault], bool]:
+        names = list(form.columns) or column_names(copy, form)
+        return _rows(copy, form, log, {name for name in names if name and names.count(name) == 1})
+
+    table, faults, quoted = read(form)
+    if quoted:
+        unquoted = replace(form, quoting=False)
+        rows, others, _ = read(unquoted)
+        if sum(one.rows for one in others) <= sum(one.rows for one in faults):
+            table, faults, form = rows, others, unquoted
+    great = frozenset(name for name in table.column_names if _great(table[name]))
+    if great:
+        form = replace(form, texts=great)
+        table, faults, _ = read(form)
+    return table, faults, form
+
+
+def _mixed(table: pa.Table, fault: Fault, rows: int) -> Stray:
+    kind = table[fault.column].type
+    what = "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else "value of the others' kind"
+    said = f"'{fault.column}': {fault.rows:,} of {rows:,} cells hold no {what}, such as {fault.value!r:.40}"
+    return Stray(str(fault.column), said, np.zeros(table.num_rows, np.bool_))
+
+
+def _refused(faults: Sequence[Fault]) -> tuple[str, ...]:
+    return tuple(f"{one.rows:,} lines of the sample are no rows, such as {one.value!r}: {LEFT_OUT}" for one in faults)
 
 
 def _great(column: pa.ChunkedArray) -> bool:
@@ -276,36 +306,6 @@ def _great(column: pa.ChunkedArray) -> bool:
     numbers = column.drop_null().to_numpy()
     return bool(len(numbers) and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
                 and np.abs(numbers).max() >= 2**53)  # fmt: skip
-
-
-def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
-    """(JSON lines as a table, its columns with values of several kinds). Those are texts, as in a CSV, and so are
-    whole numbers beyond 64 bits. A few lines that are no objects are left out."""
-    try:
-        if _FIRST_NULL.match(raw) is not None or _NULL.search(raw) is not None:
-            raise pa.ArrowInvalid("a line is null")
-        options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
-        return pajson.read_json(pa.BufferReader(raw), options), frozenset()
-    except pa.ArrowInvalid:
-        rows, lines = [], [line for line in raw.splitlines() if line.strip()]
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            rows += [row] if isinstance(row, dict) else []
-        if len(rows) < (1 - MOST_STRAY) * len(lines):
-            raise
-    columns, mixed = {}, set()
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            mixed.add(name)
-            texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
-            columns[name] = pa.array(texts, pa.string())
-    return pa.table(columns), frozenset(mixed)
 
 
 def _separator(lines: Sequence[str], usual: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -405,6 +406,30 @@ def test_a_stray_column_that_is_not_used_is_not_said_to_cost_rows(tmp_path: Path
     assert set(guess.outcomes) == {"engagement"}
     assert "such as 'oops': taken as missing in the sample; the column is not used" in guess.text
     assert read_log(path, parse_schema(guess.text)).table.num_rows == ROWS
+
+
+def test_a_line_that_is_no_row_is_said_and_the_others_are_guessed_from(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    path = write(table, tmp_path, ".csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:700], "1,2,3", *lines[700:]]) + "\n")
+    guess = guess_schema(path)
+    assert not guess.open
+    assert "1 lines of the sample are no rows, such as '1,2,3': replay refuses such rows" in guess.text
+    assert read_log(path, parse_schema(guess.text), skip_bad=True).table.num_rows == ROWS
+
+
+def test_a_databases_table_and_a_select_are_logs_too(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    with duckdb.connect(str(tmp_path / "log.duckdb")) as sql:
+        sql.register("rows", table)
+        sql.execute("CREATE TABLE shown AS SELECT * FROM rows")
+    write(table, tmp_path, ".parquet").rename(tmp_path / "rows.pq")
+    (tmp_path / "log.sql").write_text("SELECT * FROM read_parquet('rows.pq')")
+    for name in ("log.duckdb", "log.sql"):
+        guess = guess_schema(tmp_path / name)
+        assert not guess.open
+        assert read_log(tmp_path / name, parse_schema(guess.text)).table.num_rows == ROWS
 
 
 def test_signed_numbers_and_numbers_beyond_64_bits_are_read(tmp_path: Path) -> None:
