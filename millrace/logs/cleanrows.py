@@ -36,7 +36,7 @@ class Wanted:
     def __init__(self, schema: Schema, log: LogColumns) -> None:
         self.required, self.optional = _columns(schema, log)
         made = set(log.combine)
-        sources = {name for names in log.combine.values() for name in names}
+        sources = {name for names in log.combine.values() for name in names} | set(log.users)
         if log.rows_per_day is not None:
             made.add(log.time)
         if log.label_action is not None:
@@ -102,6 +102,9 @@ class Rows:
 
     def _made(self, table: pa.Table, row: int) -> pa.Table:
         log = self._log
+        if log.users:
+            there = (pc.if_else(pa.array(~missing(table[n])), flat(as_text(table[n])), None) for n in log.users)
+            table = table.set_column(table.column_names.index(log.user), log.user, pc.coalesce(*there))
         for name, of in log.combine.items():
             made = pa.array([""] * table.num_rows) if not of else pc.binary_join_element_wise(
                 *(flat(as_text(table[n])) for n in of), "/", null_handling="replace", null_replacement=""
@@ -142,10 +145,11 @@ class Rows:
             out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
         if log.label not in broken:
             out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
+        at_least = {one.column: one.at_least for one in self._schema.outcome}
         for name in self._schema.outcome_columns:
             if name not in broken:
                 known = pa.array(~missing(columns[name]))
-                out[name] = pc.if_else(known, labels(columns[name], name, path, faults), None)
+                out[name] = pc.if_else(known, labels(columns[name], name, path, faults, at_least[name]), None)
         for name in [*actions, *_aging(self._schema, log)]:
             if name not in broken:
                 same = name == log.time and TS in out
