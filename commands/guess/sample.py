@@ -264,7 +264,7 @@ def _rows(
             first = error.faults[0]
             raise LogError(first.problem.replace(str(file), str(log)), first.remedy) from None
         found = error.faults
-    quoted = any(NO_QUOTING in one.remedy for one in (*found, *faults.decisions()))
+    quoted = any(NO_QUOTING in remedy for remedy in [f.remedy for f in found] + [d.remedy for d in faults.decisions()])
     return pa.concat_tables(parts) if parts else pa.table({}), found, quoted
 
 

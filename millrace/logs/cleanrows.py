@@ -26,7 +26,7 @@ from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.missing_columns import lacking
 from millrace.logs.sorting import TS, of_outcomes, time_columns
 from millrace.logs.unrolled import unroll
-from millrace.logs.values import as_text, flat, mask, missing
+from millrace.logs.values import as_text, first_there, flat, mask, missing
 
 
 class Wanted:
@@ -103,8 +103,8 @@ class Rows:
     def _made(self, table: pa.Table, row: int) -> pa.Table:
         log = self._log
         if log.users:
-            there = (pc.if_else(pa.array(~missing(table[n])), flat(as_text(table[n])), None) for n in log.users)
-            table = table.set_column(table.column_names.index(log.user), log.user, pc.coalesce(*there))
+            at = table.column_names.index(log.user)
+            table = table.set_column(at, log.user, first_there(table[one] for one in log.users))
         for name, of in log.combine.items():
             made = pa.array([""] * table.num_rows) if not of else pc.binary_join_element_wise(
                 *(flat(as_text(table[n])) for n in of), "/", null_handling="replace", null_replacement=""
