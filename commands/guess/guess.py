@@ -147,8 +147,8 @@ def _lacking(found: SchemaFindings) -> tuple[NDArray[np.bool_], NDArray[np.bool_
     """Rows of the sample in which a required role has no value, and those of them that the reader of logs refuses: it
     keeps an id that is no number as the others are. (n,) each."""
     roles, columns = found.roles, columns_of(found.sample.table)
-    ids = {roles.user.name, roles.item.name} - found.sample.mixed
-    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids}
+    ids = {roles.user.name, roles.item.name}
+    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids and stray.rows is not None}
     lacking, refused = np.zeros((2, found.sample.table.num_rows), np.bool_)
     for name in (roles.time.name, roles.user.name, roles.item.name, roles.label.name, roles.day.name):
         if name is not None:
@@ -166,7 +166,7 @@ def _strays(found: SchemaFindings) -> list[str]:
     used = roles.used | fields.keys()
     out = []
     for stray in sample.strays:
-        if stray.name in strict or stray.name in used & sample.mixed:
+        if stray.name in strict or (stray.name in used and stray.rows is None):
             out.append(f"{stray.what}: {LEFT_OUT}")
         elif stray.name in used:
             out.append(f"{stray.what}: the column is read as text, and no row is lost for it")
@@ -200,7 +200,7 @@ def _found(path: Path, sample: Sample) -> SchemaFindings:
         table, at = unrolled(found.sample.table, roles, found.item, found.label)
         columns = columns_of(table)
         found.columns = columns
-        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items()}
+        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items() if n in columns}
     else:
         taken = unlike_ids | ({roles.user.name} if roles.user.name else set())
         roles.item = id_role(columns, ITEM, taken, unlikely, roles.user.name is not None, USER)
@@ -273,8 +273,9 @@ def _finish(path: Path, found: SchemaFindings) -> None:
         found.label = roles.label.name
     label = columns[found.label].flags == 1 if found.label else None
     found.rate = float(label.mean()) if label is not None else None
-    ms = None if found.time is None else found.time.ms
-    if ms is not None:
+    time = found.time
+    if time is not None:
+        ms = time.ms
         if "user" in groups and roles.request.name is None and not roles.listed:
             roles.request = request_role(columns, groups["user"].name, ms, found.used)
         pages = columns[roles.request.name].codes if roles.request.name else _page(found, ms)
@@ -282,11 +283,13 @@ def _finish(path: Path, found: SchemaFindings) -> None:
         roles.day, found.offset_hours = day_role(columns, times, roles.time.name or "")
         if not roles.listed:
             roles.actions = action_times(columns, times, ms, label)
-        roles.born = _born(found, belongs, ms)
+        roles.born = _born(found, belongs, time)
         _identity(found, ms)
     rest = {n: c for n, c in columns.items() if n not in {*found.used, *found.identity, *found.unused}}
-    if ms is not None:
-        clocks = [n for n, c in rest.items() if belongs.get(n) == "context" and n not in times and _is_clock(c, ms)]
+    if time is not None:
+        clocks = [
+            n for n, c in rest.items() if belongs.get(n) == "context" and n not in times and _is_clock(c, time.ms)
+        ]
         found.unused |= dict.fromkeys(clocks, "it grows with the time: a clock tells late rows from early ones")
         rest = {n: c for n, c in rest.items() if n not in clocks}
     could_be: dict[str, list[str]] = {}
@@ -342,21 +345,21 @@ def _page(found: SchemaFindings, ms: NDArray[np.int64]) -> NDArray[np.int64] | N
     return None
 
 
-def _born(found: SchemaFindings, belongs: Mapping[str, Of], ms: NDArray[np.int64]) -> ColumnRole:
+def _born(found: SchemaFindings, belongs: Mapping[str, Of], own: TimeColumn) -> ColumnRole:
     """The time at which the item came: one for each item, and not after its exposures."""
-    times, own = found.times, found.times[str(found.roles.time.name)]
-    for name, stamp in times.items():
-        there = stamp.there
-        if belongs.get(name) not in ("item", None) and found.item is not None:
+    alike: list[str] = []
+    for name, stamp in found.times.items():
+        if name in found.used or "age_days" in found.columns or stamp.grain_ms >= DAY_MS or stamp.there.mean() < 0.5:
             continue
-        if name in found.roles.used or "age_days" in found.columns or (stamp.ms > ms)[there].mean() > 0.01:
+        if found.columns[name].distinct < 3 or (stamp.ms > own.ms)[stamp.there].mean() > 0.01:
             continue
-        if found.columns[name].distinct < 3 or there.mean() < 0.5 or stamp.grain_ms >= DAY_MS:
-            continue
-        if belongs.get(name) == "item" and (stamp.unit, stamp.format) == (own.unit, own.format):
-            return ColumnRole(name, "one time for each item, not after its exposures")
-        found.unused[name] = "none of its times is after the exposure: it could be log.born, when the item came"
-    return ColumnRole()
+        if belongs[name] == "item" and (stamp.unit, stamp.format) == (own.unit, own.format):
+            alike.append(name)
+        elif belongs[name] == "item" or (found.item is None and belongs[name] == "context"):
+            found.unused[name] = "none of its times is after the exposure: it could be log.born, when the item came"
+    return (
+        ColumnRole(alike[0], "one time for each item, not after its exposures", tuple(alike)) if alike else ColumnRole()
+    )
 
 
 def _owner(column: Column, groups: dict[Of, Column]) -> Of:

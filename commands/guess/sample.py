@@ -43,6 +43,7 @@ _FORMS = {
 LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MOST_STRAY = 0.01
 """Share of a column's cells that may be of another form."""
+_PLAIN = FileForm()
 _SEPARATORS = ("::", "\t", ",", ";", "|")
 
 
@@ -51,8 +52,8 @@ class Stray:
     name: str
     what: str
     """How many there are, and an example."""
-    rows: NDArray[np.bool_]
-    """(n,) where they stand."""
+    rows: NDArray[np.bool_] | None = None
+    """(n,) where they stand; None: the reader of logs refuses them, and they are not in the sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +62,10 @@ class Sample:
     whole: bool
     where: str
     """How it was taken, for the reader of the guess."""
-    separator: str | None
-    """Of a text file, if it is not the one that its ending means."""
-    encoding: str | None
-    """Of a text file that is not UTF-8."""
-    header: bool
-    """False: the first line is data. Columns are then called ``column_1`` and so on."""
     files: tuple[Path, ...]
-    mixed: frozenset[str] = frozenset()
-    """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
+    form: FileForm = _PLAIN
+    """What a schema must say of the files. A text without a header has ``columns`` called ``column_1`` and so on."""
     strays: tuple[Stray, ...] = ()
-    quoting: bool = True
-    """False: quotes in a text file are plain characters, since some are never closed."""
-    great: frozenset[str] = frozenset()
-    """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
     notes: tuple[str, ...] = ()
     """What the reader of logs will say of lines and columns of the sample."""
 
@@ -123,7 +114,7 @@ def _first_names(file: Path) -> tuple[str, ...]:
         return tuple(pq.read_schema(file).names)
     if _form(file) in _JSON:
         return ()
-    line = _lines(file, 0, 1, 1 << 20, Ending.of(file).compressed).decode("utf-8", "replace")
+    line = _lines(file, 0, 1, 1 << 20)[0].decode("utf-8", "replace")
     cells = line.strip("\r\n").split(_TEXT[_form(file)])
     return (str(len(cells)),) if is_data(cells) else tuple(cells)
 
@@ -160,19 +151,16 @@ def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
 
 
 def _parquet(path: Path, files: Sequence[Path]) -> Sample:
-    rows = [pq.ParquetFile(file).metadata.num_rows for file in files]
-    total = sum(rows)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
     most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
     if total <= most:
         table = pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="permissive")
-        return Sample(_plain(table, path), True, f"all {total:,} rows", None, None, True, tuple(files))
+        return Sample(_plain(table, path), True, f"all {total:,} rows", tuple(files))
     starts = [0, *(int(s) for s in np.linspace(HEAD_ROWS, total - SPREAD_ROWS, STRETCHES))]
-    parts = []
-    for start, count in zip(starts, [HEAD_ROWS] + [SPREAD_ROWS] * STRETCHES, strict=True):
-        parts += list(_slices(files, rows, start, count))
+    parts = [part for start in starts for part in _slices(files, start, SPREAD_ROWS if start else HEAD_ROWS)]
     table = pa.concat_tables(parts, promote_options="permissive")
     where = f"the first {HEAD_ROWS:,} of {total:,} rows and {STRETCHES} stretches of {SPREAD_ROWS:,} over the rest"
-    return Sample(_plain(table, path), False, where, None, None, True, tuple(files))
+    return Sample(_plain(table, path), False, where, tuple(files))
 
 
 def _plain(table: pa.Table, log: Path) -> pa.Table:
@@ -180,22 +168,15 @@ def _plain(table: pa.Table, log: Path) -> pa.Table:
     return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in table.column_names})
 
 
-def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) -> Iterator[pa.Table]:
+def _slices(files: Sequence[Path], start: int, count: int) -> Iterator[pa.Table]:
     """``count`` rows from row ``start`` of all files on, read in the row groups that hold them."""
-    at = 0
-    for file, n in zip(files, rows, strict=True):
-        low, high = max(start - at, 0), min(start + count - at, n)
-        if low < high:
-            parquet = pq.ParquetFile(file)
-            first = 0
-            for group in range(parquet.num_row_groups):
-                size = parquet.metadata.row_group(group).num_rows
-                if first < high and first + size > low:
-                    table = parquet.read_row_group(group)
-                    begin = max(low - first, 0)
-                    yield table.slice(begin, min(high - first, size) - begin)
-                first += size
-        at += n
+    for file in files:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            size = parquet.metadata.row_group(group).num_rows
+            if -count < start < size:
+                yield parquet.read_row_group(group).slice(max(start, 0), min(start, 0) + count)
+            start -= size
 
 
 # -- text and databases -----------------------------------------------------------------------------------------------
@@ -203,18 +184,20 @@ def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) 
 
 def _database(path: Path) -> Sample:
     most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
-    table, faults, _ = _rows(path, FileForm(), path, None, most + 1)
+    table, faults, _ = _rows(path, _PLAIN, path, None, most + 1)
     whole = table.num_rows <= most
     taken = f"{'all' if whole else 'the first'} {min(table.num_rows, most):,} rows"
-    return Sample(table.slice(0, most), whole, taken, None, None, True, (path,), notes=_refused(faults))
+    return Sample(table.slice(0, most), whole, taken, (path,), notes=_refused(faults))
 
 
 def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     raw, whole, where = _bytes(files)
-    encoding = None
+    encoding = "utf-8"
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise LogError(f"'{path}' is UTF-16 text", "save it as UTF-8") from None
         text, encoding = raw.decode("latin-1"), "latin-1"
     if not text.strip():
         raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
@@ -222,26 +205,23 @@ def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
         copy = Path(room) / f"sample{ending}"
         copy.write_bytes(text.encode())
         if ending in _JSON:
-            table, faults, _ = _rows(copy, FileForm(), path)
+            table, faults, _ = _rows(copy, _PLAIN, path)
             rows = table.num_rows + sum(fault.rows for fault in faults)
             mixed = [fault for fault in faults if fault.column in table.column_names]
-            strays = tuple(_mixed(table, fault, rows) for fault in mixed)
-            return Sample(table, whole, where(rows), None, None, True, tuple(files),
-                          frozenset(stray.name for stray in strays), strays,
-                          notes=_refused([fault for fault in faults if fault not in mixed]))  # fmt: skip
-        usual = _TEXT[ending]
-        by = _separator([line for line in text[: 1 << 20].splitlines()[:50] if line], usual)
+            strays = tuple(Stray(str(fault.column), _mixed(table, fault, rows)) for fault in mixed)
+            notes = _refused([fault for fault in faults if fault not in mixed])
+            return Sample(table, whole, where(rows), tuple(files), _PLAIN, strays, notes)
+        by = _separator([line for line in text[: 1 << 20].splitlines()[:50] if line], _TEXT[ending])
         form = FileForm(separator=by)
         names = column_names(copy, form)
         if is_data(names):
             form = replace(form, columns=tuple(f"column_{i + 1}" for i in range(len(names))))
         table, faults, form = _csv(copy, form, path)
-    notes = [] if form.columns else [
-        f"'{name}' is the name of several columns: none is used" for name, times in Counter(names).items() if times > 1
-    ]  # fmt: skip
-    odd = None if Ending.of(files[0]).form in _TEXT and by == usual else by
-    return Sample(table, whole, where(table.num_rows), odd, encoding, not form.columns, tuple(files),
-                  quoting=form.quoting, great=form.texts, notes=(*notes, *_refused(faults)))  # fmt: skip
+    twice = [] if form.columns else [name for name, times in Counter(names).items() if times > 1]
+    notes = (*(f"'{name}' is the name of several columns: none is used" for name in twice), *_refused(faults))
+    usual = Ending.of(files[0]).form in _TEXT and by == _TEXT[ending]
+    form = replace(form, separator=None if usual else by, encoding=encoding)
+    return Sample(table, whole, where(table.num_rows), tuple(files), form, notes=notes)
 
 
 def _rows(
@@ -252,7 +232,8 @@ def _rows(
     faults = Faults(str(log), skip_bad=False)
     parts: list[pa.Table] = []
     with TemporaryDirectory(prefix="log-") as room:
-        for part in LogSource([file], wanted, form, faults, log, Path(room)).stretches(min(STRETCH_ROWS, most)):
+        source = LogSource([file], wanted, form, faults, log, Path(room))
+        for part in () if faults.broken() else source.stretches(min(STRETCH_ROWS, most)):
             parts.append(part)
             if sum(one.num_rows for one in parts) >= most:
                 break
@@ -288,11 +269,10 @@ def _csv(copy: Path, form: FileForm, log: Path) -> tuple[pa.Table, Sequence[Faul
     return table, faults, form
 
 
-def _mixed(table: pa.Table, fault: Fault, rows: int) -> Stray:
+def _mixed(table: pa.Table, fault: Fault, rows: int) -> str:
     kind = table[fault.column].type
     what = "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else "value of the others' kind"
-    said = f"'{fault.column}': {fault.rows:,} of {rows:,} cells hold no {what}, such as {fault.value!r:.40}"
-    return Stray(str(fault.column), said, np.zeros(table.num_rows, np.bool_))
+    return f"'{fault.column}': {fault.rows:,} of {rows:,} cells hold no {what}, such as {fault.value!r:.40}"
 
 
 def _refused(faults: Sequence[Fault]) -> tuple[str, ...]:
@@ -324,59 +304,45 @@ def _separator(lines: Sequence[str], usual: str) -> str:
 
 def _bytes(files: Sequence[Path]) -> tuple[bytes, bool, Callable[[int], str]]:
     """(whole lines of the sample, with the first file's first line first; is it all; a function that tells how)."""
-    size = files[0].stat().st_size
-    packed = Ending.of(files[0]).compressed
-    first = _lines(files[0], 0, HEAD_ROWS + 1, _ROW_BYTES, packed)
-    at_end = len(first) >= size if not packed else not _more(files[0], len(first))
-    if at_end and len(files) == 1:
+    first, more = _lines(files[0], 0, HEAD_ROWS + 1, _ROW_BYTES)
+    if not more and len(files) == 1:
         return first, True, lambda rows: f"all {rows:,} rows"
-    if packed and len(files) == 1:
-        return first, False, lambda rows: f"the first {rows:,} rows (a compressed text is read from its beginning)"
     parts = [first]
-    if len(files) == 1:
-        a_row = len(first) / max(first.count(b"\n"), 1)
-        stretch = min(int(SPREAD_ROWS * a_row), _ROW_BYTES // STRETCHES)
-        if size - len(first) <= STRETCHES * stretch:
-            parts.append(_lines(files[0], len(first), 1 << 60, size, packed))
-            return b"".join(parts), True, lambda rows: f"all {rows:,} rows"
-        spots = np.linspace(len(first), size - stretch, STRETCHES)
-        parts += [_lines(files[0], int(spot), 1 << 60, stretch, packed) for spot in spots]
-    else:
+    if len(files) > 1:
         top = first.split(b"\n", 1)[0]
         for i in sorted({int(i) for i in np.linspace(1, len(files) - 1, STRETCHES)}):
-            part = _lines(files[i], 0, SPREAD_ROWS, _ROW_BYTES // STRETCHES, packed)
+            part = _lines(files[i], 0, SPREAD_ROWS, _ROW_BYTES // STRETCHES)[0]
             begin, _, rest = part.partition(b"\n")
             parts.append(rest if begin == top else part)
+    elif Ending.of(files[0]).compressed:
+        return first, False, lambda rows: f"the first {rows:,} rows (a compressed text is read from its beginning)"
+    else:
+        size, a_row = files[0].stat().st_size, len(first) / max(first.count(b"\n"), 1)
+        stretch = min(int(SPREAD_ROWS * a_row), _ROW_BYTES // STRETCHES)
+        if size - len(first) <= STRETCHES * stretch:
+            return files[0].read_bytes(), True, lambda rows: f"all {rows:,} rows"
+        spots = np.linspace(len(first), size - stretch, STRETCHES)
+        parts += [_lines(files[0], int(spot), 1 << 60, stretch)[0] for spot in spots]
     raw = b"".join(p if p.endswith(b"\n") or not p else p + b"\n" for p in parts)
     return raw, False, lambda rows: f"{rows:,} rows: the beginning and {len(parts) - 1} stretches over the rest"
 
 
-def _lines(file: Path, start: int, rows: int, most: int, packed: bool) -> bytes:
-    """Whole lines of a file from a byte on: the first that begins at or after it, unless it is the file's first."""
-    if packed:
+def _lines(file: Path, start: int, rows: int, most: int) -> tuple[bytes, bool]:
+    """(whole lines of a file from a byte on: the first that begins at or after it, unless it is the file's first;
+    whether the file goes on). Of a compressed file, from the beginning."""
+    if Ending.of(file).compressed:
         with pa.input_stream(str(file)) as stream:
-            raw: bytes = stream.read(most)
+            raw: bytes = stream.read(most + 1)
     else:
         with file.open("rb") as plain:
             plain.seek(max(start - 1, 0))
             if start:
                 plain.readline()
-            raw = plain.read(most)
-    end = -1
+            raw = plain.read(most + 1)
+    end, more = -1, len(raw) > most
     for _ in range(rows):
         nearest = raw.find(b"\n", end + 1)
-        if nearest < 0:
-            # The last line of a file may lack its end; a line that was cut off is dropped.
-            return raw if len(raw) < most else raw[: end + 1]
+        if nearest < 0:  # the last line of a file may lack its end; a line that was cut off is dropped
+            return raw[: end + 1] if more else raw, more
         end = nearest
-    return raw[: end + 1]
-
-
-def _more(file: Path, read: int) -> bool:
-    with pa.input_stream(str(file)) as stream:
-        got = 0
-        while chunk := stream.read(1 << 22):
-            got += len(chunk)
-            if got > read:
-                return True
-    return False
+    return raw[: end + 1], more or end + 1 < len(raw)

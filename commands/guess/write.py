@@ -15,14 +15,10 @@ from commands.guess.outcomes import LeftOut
 from commands.guess.roles import ColumnRole, free_name
 from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
+from millrace.contracts.logforms import NAMED
 from millrace.contracts.schema import BLANK, MAX_COLUMNS
 
-_NAMED = {
-    "%y%m%d%H": "yymmddhh",
-    "%Y%m%d": "yyyymmdd",
-    "%Y%m%d%H": "yyyymmddhh",
-    "%m/%d/%Y %I:%M:%S %p": "mind",
-}
+_NAMED = {form: name for name, form in NAMED.items()}
 
 
 @dataclass(frozen=True)
@@ -146,19 +142,18 @@ def _offset(found: SchemaFindings) -> list[str]:
 
 
 def _log(found: SchemaFindings) -> list[str]:
-    roles, sample = found.roles, found.sample
+    roles, form = found.roles, found.sample.form
     lines = ["[log]"]
-    if not sample.header:
-        made = roles.time.name if roles.clock else None
-        names = ", ".join(_quoted(n) for n in sample.table.column_names if n != made)
+    if form.columns:
+        names = ", ".join(_quoted(n) for n in form.columns)
         lines.append(f"columns = [{names}]  # the file has no header line: give them names that say more")
-    if sample.separator is not None:
-        lines.append(f"separator = {_quoted(sample.separator)}")
-    if not sample.quoting:
+    if form.separator is not None:
+        lines.append(f"separator = {_quoted(form.separator)}")
+    if not form.quoting:
         lines.append("quoting = false  # a quote is a letter of the text: some are never closed")
-    if sample.encoding is not None:
-        lines.append(f"encoding = {_quoted(sample.encoding)}  # it is no UTF-8")
-    great = (found.roles.used | {*found.identity, *(one.name for one in found.fields)}) & sample.great
+    if form.encoding != "utf-8":
+        lines.append(f"encoding = {_quoted(form.encoding)}  # it is no UTF-8")
+    great = (found.roles.used | {*found.identity, *(one.name for one in found.fields)}) & form.texts
     if great:
         lines.append(f"texts = {json.dumps(sorted(great))}  # ids beyond 64 bits: as numbers, many would be one")
     lines += _time(found)
@@ -181,7 +176,7 @@ def _log(found: SchemaFindings) -> list[str]:
     else:
         lines.append(_role("item", roles.item))
         lines.append(_role("label", roles.label))
-    page = free_name("page", sample.table.column_names)
+    page = free_name("page", found.sample.table.column_names)
     if roles.page:
         lines.append(
             f"request = {_quoted(page)}  # made: rows of one {' and '.join(roles.page)} are proposed as a page"

@@ -22,7 +22,7 @@ from commands.guess.outcomes import only_with_label
 from commands.guess.samplecolumns import Column
 from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
-from millrace.basics.errors import SchemaError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import TS, LogFaults, read_log
 from simulator.daylog import write_days
@@ -417,6 +417,12 @@ def test_a_line_that_is_no_row_is_said_and_the_others_are_guessed_from(tmp_path:
     assert not guess.open
     assert "1 lines of the sample are no rows, such as '1,2,3': replay refuses such rows" in guess.text
     assert read_log(path, parse_schema(guess.text), skip_bad=True).table.num_rows == ROWS
+
+
+def test_a_text_of_another_encoding_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("ts,user_id\n1,2\n", encoding="utf-16")
+    with pytest.raises(LogError, match=r"log.csv' is UTF-16 text; save it as UTF-8"):
+        guess_schema(tmp_path / "log.csv")
 
 
 def test_a_databases_table_and_a_select_are_logs_too(tmp_path: Path) -> None:

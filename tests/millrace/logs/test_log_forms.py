@@ -185,6 +185,14 @@ def test_of_several_users_the_first_that_is_there_counts_under_the_last_ones_nam
         read_log(written(tmp_path, rows, form), parse_schema(TEXT.replace('user = "who"', 'user = ["card", "who"]')))
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": {"b": [1, {"c": 2}]}}])
+def test_an_object_of_json_is_named_and_one_that_nothing_uses_is_left(value: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, [row | {"odd": value, "none": {}} for row in ROWS], "log.jsonl")
+    assert read_log(path, schema()).table.num_rows == len(ROWS)
+    with pytest.raises(LogFaults, match=r"item 'odd' holds .*, not one value"):
+        read_log(path, parse_schema(TEXT.replace('item = "what"', 'item = "odd"').replace('"what"', '"odd"')))
+
+
 def test_an_outcome_of_a_threshold_is_1_from_it_on_and_unknown_where_the_number_is(tmp_path: Path) -> None:
     rows = [row | {"read_s": n} for row, n in zip(ROWS, (None, 29.9, None, 30, None, 400), strict=True)]
     rule = '[[outcome]]\nname = "long_read"\non = "click"\ncolumn = "read_s"\nat_least = 30\n'
