@@ -329,19 +329,26 @@ def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[s
 
 
 def account_role(columns: Mapping[str, Column], user: ColumnRole, taken: set[str]) -> tuple[ColumnRole, ColumnRole]:
-    """(another id of the user, which some rows lack; the one of the rows that lack it). Each user has one and nearly
-    each has another; or one of the two is called a user's id, and just those rows have one that lack the other."""
+    """(another id of the user, which some rows lack; the one of the rows that lack it).
+
+    Each user has one and nearly each has another, and now and then a user's rows lack it, as before a login; an
+    attribute lacks for all of a user's rows. Or one of the two is called a user's id, and just those rows have one that
+    lack the other.
+    """
     some = {n: c for n, c in columns.items()
             if n not in taken and c.filled < FILLED and could_be_id(c, 0.05) and not c.is_wordy}  # fmt: skip
+    why = "{:.1%} of rows have the first; the others have the second"
     if user.name is not None and columns[user.name].filled >= FILLED:
         whole = columns[user.name]
         for name, column in some.items():
-            users = len(np.unique(whole.codes[column.there]))
-            if column.distinct >= max(10, users / 2) and held(column, whole.codes).is_attribute:
-                return ColumnRole(name, f"{column.filled:.1%} of rows have the first; the others have the second"), user
+            users = np.unique(whole.codes[column.there])
+            lacking = 1 - column.there[np.isin(whole.codes, users)].mean()
+            if column.distinct < max(10, len(users) / 2) or lacking < 0.05:
+                continue
+            if held(column, whole.codes).is_attribute:
+                return ColumnRole(name, why.format(column.filled)), user
     for name in (n for n, c in some.items() if _id_points(c, USER) > 0):
         for other, column in some.items():
             if other != name and (columns[name].there ^ column.there).mean() >= FILLED:
-                why = f"{columns[name].filled:.1%} of rows have the first; the others have the second"
-                return ColumnRole(name, why), ColumnRole(other, "has the rows that lack the first")
+                return ColumnRole(name, why.format(columns[name].filled)), ColumnRole(other)
     return ColumnRole(), user

@@ -158,7 +158,7 @@ def _zones(column: Column) -> tuple[str, ...]:
 def _read(values: pa.Array, form: str) -> NDArray[np.float64] | None:
     """Unix ms of values in a strptime format (empty: ISO 8601), NaN where there is none; None where one is no time."""
     clock = Clock(strptime=form)
-    if to_ms(values.slice(0, 50), clock)[1].any():
+    if any(to_ms(values.slice(0, few), clock)[1].any() for few in (1, 50)):
         return None
     ms, wrong = to_ms(values, clock)
     return None if wrong.any() else ms.cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -596,6 +596,17 @@ def test_a_user_whose_gaps_another_id_fills_is_the_first_that_is_there(guests_on
     assert read_log(tmp_path / "log.csv", schema).table[schema.log.user].to_pylist() == wanted
 
 
+def test_an_attribute_that_some_users_lack_is_no_account(tmp_path: Path) -> None:
+    def town(t: dict[str, np.ndarray], rng: np.random.Generator) -> list[int | None]:
+        return [None if u % 4 == 0 else 10_000 + int(u) * 7 // 8 for u in t["user"]]
+
+    guess = _with(Form(), tmp_path, town=town)
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert schema.log.users == ()
+    assert {f.name: f.of for f in schema.fields}["town"] == "user"
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_slots_that_begin_at_1_are_said(first: int, tmp_path: Path) -> None:
     table, _ = log_of(Form(pages=True))
