@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from commands.guess.fields import Feature, feature_of
+from commands.guess.fields import FEW, Feature, feature_of
 from commands.guess.outcomes import LeftOut, verdicts
 from commands.guess.pageroles import (
     action_times,
@@ -447,7 +447,10 @@ def _outcomes(found: SchemaFindings, rest: dict[str, Column], attributes: set[st
 
 
 def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
-    if table is None and column.name in found.times:
+    times = found.times.get(column.name) if table is None else None
+    # A few days of an item or user are categories, as of its upload.
+    days = times is not None and not (times.unit or times.format) and times.grain_ms == DAY_MS
+    if times is not None and not (days and of != "context" and column.distinct <= FEW):
         found.unused.setdefault(column.name, "it holds times, which are no feature as they are")
         return
     feature = feature_of(column)

@@ -538,6 +538,16 @@ def test_a_time_of_the_item_that_cannot_be_born_is_not(why: str, tmp_path: Path)
     assert ("could be log.born" in guess.findings.unused["published_at"]) == (why == "another form")
 
 
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize("days", [7, 60])
+def test_a_few_days_of_an_item_are_categories_and_many_are_times(days: int, ending: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    texts = [f"{_at(1_600_000_000_000 + 86_400_000 * (i % days)):%Y-%m-%d}" for i in truth["item"]]
+    guess = guess_schema(write(table.append_column("uploaded", pa.array(texts)), tmp_path, ending))
+    assert ("uploaded" in {f.name for f in parse_schema(guess.text).fields}) == (days == 7)
+    assert ("uploaded" in guess.findings.unused) == (days == 60)
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("zones", [(1,), (1, 2)])
 def test_the_offset_that_each_row_writes_is_the_schemas(zones: tuple[int, ...], ending: str, tmp_path: Path) -> None:
