@@ -26,7 +26,7 @@ from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.missing_columns import lacking
 from millrace.logs.sorting import TS, of_outcomes, time_columns
 from millrace.logs.unrolled import unroll
-from millrace.logs.values import as_text, flat, mask, missing
+from millrace.logs.values import as_text, first_there, flat, mask, missing
 
 
 class Wanted:
@@ -41,7 +41,7 @@ class Wanted:
         self.everything = everything
         self.required, self.optional = _columns(schema, log, everything)
         made = set(log.combine)
-        sources = {name for names in log.combine.values() for name in names}
+        sources = {name for names in log.combine.values() for name in names} | set(log.users)
         if log.rows_per_day is not None:
             made.add(log.time)
         if log.label_action is not None:
@@ -113,6 +113,9 @@ class Rows:
 
     def _made(self, table: pa.Table, row: int) -> pa.Table:
         log = self._log
+        if log.users:
+            at = table.column_names.index(log.user)
+            table = table.set_column(at, log.user, first_there(table[one] for one in log.users))
         for name, of in log.combine.items():
             made = pa.array([""] * table.num_rows) if not of else pc.binary_join_element_wise(
                 *(flat(as_text(table[n])) for n in of), "/", null_handling="replace", null_replacement=""
@@ -153,10 +156,11 @@ class Rows:
             out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
         if log.label not in broken:
             out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
+        at_least = {one.column: one.at_least for one in self._schema.outcome}
         for name in self._schema.outcome_columns:
             if name not in broken:
                 known = pa.array(~missing(columns[name]))
-                out[name] = pc.if_else(known, labels(columns[name], name, path, faults), None)
+                out[name] = pc.if_else(known, labels(columns[name], name, path, faults, at_least[name]), None)
         for name in [*actions, *self._wanted.aging]:
             if name not in broken:
                 same = name == log.time and TS in out

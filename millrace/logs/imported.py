@@ -113,15 +113,18 @@ class ImportedLog(Struct, frozen=True):
         plain: dict[str, Any] = {
             "time_unit": "ms", "time_format": None, "local_times": False, "time_start": None, "rows_per_day": None,
             "never": (), "label_at_least": None, "label_action": None, "combine": {}, "items": None, "labels": None,
-            "clicked": None, "pairs": None, "along": (), "identity": (), "table": None, "attach": {}, "extensions": (),
+            "clicked": None, "pairs": None, "along": (), "identity": (), "users": (), "table": None, "attach": {}, "extensions": (),
         }  # fmt: skip
-        return msgspec.structs.replace(schema, log=msgspec.structs.replace(schema.log, **plain), join=())
+        outcomes = tuple(msgspec.structs.replace(one, at_least=None) for one in schema.outcome)
+        log = msgspec.structs.replace(schema.log, **plain)
+        return msgspec.structs.replace(schema, log=log, join=(), outcome=outcomes)
 
 
 def rules_of(schema: Schema) -> dict[str, Any]:
     """The entries of a schema that say how a log is read, as they stand in a manifest."""
     assert schema.log is not None
     rules: dict[str, Any] = {**msgspec.to_builtins(schema.log), "join": msgspec.to_builtins(schema.join)}
-    rules |= {"outcome": schema.outcome_columns, "utc_offset": schema.utc_offset}
+    outcomes = {one.column: one.at_least for one in schema.outcome if one.column}
+    rules |= {"outcome": outcomes, "utc_offset": schema.utc_offset}
     made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(rules))  # tuples are lists there
     return made

@@ -340,10 +340,13 @@ class _Json(_Text):
         if most == "booleans":
             return most, "CAST({} AS BOOLEAN)", pa.bool_()
         form = str(objects) if most == "objects" else f'["{_inner(lists or [])}"]'
+        if form[0] not in "[{":  # objects without a key
+            return most, "{}->>'$'", pa.string()
         made = self._sql.sql(
             f"SELECT from_json('{form[0]}{chr(ord(form[0]) + 2)}', {literal(form)}) AS made"
         ).to_arrow_table()
-        return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
+        shown = literal(form).replace("{", "{{").replace("}", "}}")
+        return most, f"from_json({{}}, {shown})", plain_type(made.schema.field(0).type)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         asked = ["line", _OBJECT, _TWICE]

@@ -15,6 +15,7 @@ from millrace.contracts.schema import parse_schema
 from millrace.logs import read_log
 from millrace.logs.imported import MANIFEST, ImportedLog
 from millrace.logs.importing import import_log
+from tests.scenes import small_logs
 from tests.scenes.small_logs import LISTED, MS, PAGES, ROWS, plan, save, schema, traffic, written
 
 DAY = 86_400_000
@@ -37,6 +38,18 @@ def test_an_imported_log_is_the_log(tmp_path: Path, form: str, identity: str) ->
     source = save(traffic(700, seed=5), tmp_path / form)
     import_log([source], plan(identity), tmp_path / "in")
     same(tmp_path / "in", source, plan(identity))
+
+
+def test_users_and_thresholds_are_settled(tmp_path: Path) -> None:
+    rows = [row | {"account": row["who"] if n % 2 else None, "read": 10.0 * n} for n, row in enumerate(ROWS)]
+    outcome = '[[outcome]]\nname = "long"\ncolumn = "read"\nat_least = 30\n'
+    text = small_logs.TEXT.replace('user = "who"', 'user = ["account", "who"]') + outcome
+    source = written(tmp_path, rows)
+    import_log([source], parse_schema(text), tmp_path / "in")
+    same(tmp_path / "in", source, parse_schema(text))
+    assert read_log(tmp_path / "in", parse_schema(text)).table["read"].to_pylist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(SchemaError, match="imported by other rules"):
+        read_log(tmp_path / "in", parse_schema(text.replace("= 30", "= 20")))
 
 
 def test_another_schema_s_fields_are_there(tmp_path: Path) -> None:
