@@ -18,10 +18,10 @@ _HEAD = """# Settings
 
 This page is made from `millrace/contracts/settings.py` by `millrace dev reference --out docs/`; do not edit it.
 
-A setting comes from, in this order: a flag of the command, the variable `MILLRACE_<NAME>`, a settings file, the
-default. They are read once, at the start of a process. The file is the one that `MILLRACE_CONFIG` names (empty: none),
-else `millrace.toml` in the folder of the loop, else in the current folder. `millrace init` writes one with every
-setting commented out; `millrace config show` prints each value with its origin, `millrace config check` every mistake.
+A setting comes from, in this order: a flag, the variable `MILLRACE_<NAME>`, a settings file, the default. They are read
+once, at the start of a process. The file is the one that `MILLRACE_CONFIG` names (empty: none), else `millrace.toml` in
+the folder of the loop, else in the current folder. `millrace init` writes one, `millrace config show` prints each value
+with its origin, `millrace config check` every mistake.
 
 `MILLRACE_LOG_FORMAT` of the environment is `log_format` in the file, below its section. A relative path in a file is
 relative to the file. In the environment a table is a JSON object, or short: `user=1000,item=20000`,
