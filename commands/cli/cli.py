@@ -184,9 +184,8 @@ def judge(
     since
         Pages from then on, as 2026-03-01T14:30 (UTC) or 7d ago (default: all).
     model
-        A model store, as DATA/models or DATA/learners/NAME/models: say instead whether its order of the items that came
-        next to each other by chance would have earned more than the order that was served. The archive needs features
-        (MILLRACE_ARCHIVE_FEATURES) and odds (MILLRACE_EXPLORE).
+        A model store, as DATA/models or DATA/learners/NAME/models: say whether its order would have earned more. The
+        archive needs MILLRACE_ARCHIVE_FEATURES and MILLRACE_EXPLORE.
     of
         With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
     """

@@ -117,8 +117,7 @@ def bootstrap(
 def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
     """Write a commented schema from a sample of LOG: roles of columns, time, lists, fields, windows, likely outcomes.
 
-    Fails, once the schema is written, when the time, the user, the item or the label cannot be found: the schema then
-    says which columns it could be and has a line to fill in.
+    Fails, once it is written, when time, user, item or label cannot be found: the schema then has a line to fill in.
 
     Parameters
     ----------
@@ -278,8 +277,7 @@ def simulate(
     users
         How many shoppers come on an average day (default: the setting shoppers).
     world
-        shop; feed, whose items age in hours, users tire and pages have 5 to 100 items; confounded, a feed whose long
-        pages hold what is shown often and clicked rarely; or orders, a shop whose purchases come days later.
+        shop, feed, confounded or orders: docs/internals/simulator.md describes them.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days
