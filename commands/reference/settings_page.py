@@ -63,10 +63,10 @@ def page() -> str:
     out = [_HEAD]
     for section, about in ABOUT.items():
         out += [f"{'' if len(out) == 1 else chr(10)}## [{section}]\n\n{about}\n"]
-        out += ["| variable | type | default | |", "|---|---|---|---|"]
+        out += ["| variable | type (default) | |", "|---|---|---|"]
         for row in rows(section):
-            default = f"`{as_toml(row.default)}`" if row.default not in ("", {}) else ""
-            cells = (f"`{variable(row.name)}`", row.type, default, row.meaning)
+            default = f" (`{as_toml(row.default)}`)" if row.default not in ("", {}) else ""
+            cells = (f"`{variable(row.name)}`", row.type + default, row.meaning)
             out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(out) + "\n"
 
