@@ -16,7 +16,7 @@ _HEAD = """# Commands
 
 This page is made by `millrace dev reference --out docs/`; do not edit it. `millrace --install-completion` lets your
 shell complete them. A flag `--[no-]NAME` has both forms. A command lists [common flags](#common-flags) by name only.
-An asterisk marks what it requires.
+An asterisk marks what it requires; code in parentheses is the default.
 
 ## Exit codes
 
@@ -37,9 +37,7 @@ class Flag(NamedTuple):
 
     def line(self, required: bool) -> str:
         about = f": {self.about}" if self.about else ""
-        return (
-            f"- `{self.name}`{'*' if required else ''}{about}{f' Default: `{self.default}`.' if self.default else ''}\n"
-        )
+        return f"- `{self.name}`{'*' if required else ''}{about}{f' (`{self.default}`)' if self.default else ''}\n"
 
 
 def page(app: App) -> str:
