@@ -113,7 +113,8 @@ class ImportedLog(Struct, frozen=True):
         plain: dict[str, Any] = {
             "time_unit": "ms", "time_format": None, "local_times": False, "time_start": None, "rows_per_day": None,
             "never": (), "label_at_least": None, "label_action": None, "combine": {}, "items": None, "labels": None,
-            "clicked": None, "pairs": None, "along": (), "identity": (), "users": (), "table": None, "attach": {}, "extensions": (),
+            "clicked": None, "pairs": None, "along": (), "identity": (), "users": (), "table": None,
+            "attach": {}, "extensions": (),
         }  # fmt: skip
         outcomes = tuple(msgspec.structs.replace(one, at_least=None) for one in schema.outcome)
         log = msgspec.structs.replace(schema.log, **plain)
