@@ -30,6 +30,7 @@ for name, (function, about) in {
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
     "judge": ("experiments.experiment_judge:experiment_judge", "Odds, bands; what exploring and value ranking give."),
     "shop": ("benchmarks.up:shop", "A small shop at real speed: what the gate refuses wrongly. It takes hours."),
+    "rows": ("experiments.experiment_rows:experiment_rows", "A log of 100 million rows in 1 GB. It takes hours."),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():
     app.command(function, name=name, help=about)  # imported when it is asked for

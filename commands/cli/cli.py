@@ -57,8 +57,7 @@ def demo(
     seed
         Seed of the simulated world.
     users
-        How many shoppers come on an average day: it sets the traffic (default: the setting shoppers, 4000). Not with
-        --from-log.
+        How many shoppers come on an average day (default: the setting shoppers). Not with --from-log.
     speed
         Seconds of event time that pass in a second.
     page_port
@@ -70,12 +69,11 @@ def demo(
     schema
         Schema file of that log.
     twin
-        At the end, train a twin of the model that has every label at the exposure, and report its AUC (key twin_auc).
+        At the end, train a replica without label delay, and report its AUC (key twin_auc).
     archive
         Write events, labelled exposures and their logged features as Parquet below DATA/archive.
     history_days
-        Begin with so many simulated days before the opening: they are replayed first, and the loop goes on from them.
-        Not with --from-log.
+        Replay so many simulated days first, and go on from them. Not with --from-log.
     prometheus
         Start the Prometheus that is on the PATH, too, to watch the figures in Grafana.
     """
@@ -174,21 +172,20 @@ def judge(
     outcome
         What is counted.
     value
-        A numeric item attribute that an outcome counts, as the price of what was bought (default: 1 each).
+        A numeric item attribute that an outcome counts, as price (default: 1 each).
     by
-        Outcomes of a user within the horizon, or of a page of his.
+        Outcomes of a user within the horizon, or of a page.
     horizon
-        How long a user's pages and outcomes count, from his first page on, as 12h or 7d.
+        How long a user counts, from the first page on, as 12h or 7d.
     every
         From look to look.
     baseline
         The arm that others are compared with.
     since
-        Pages from then on, as 2026-03-01T14:30 (UTC) or 7d for so long ago (default: all). When arms were changed.
+        Pages from then on, as 2026-03-01T14:30 (UTC) or 7d ago (default: all).
     model
-        A model store, as DATA/models or DATA/learners/NAME/models: say instead whether its order of the items that came
-        next to each other by chance would have earned more than the order that was served. The archive needs features
-        (MILLRACE_ARCHIVE_FEATURES) and odds (MILLRACE_EXPLORE).
+        A model store, as DATA/models or DATA/learners/NAME/models: say whether its order would have earned more. The
+        archive needs MILLRACE_ARCHIVE_FEATURES and MILLRACE_EXPLORE.
     of
         With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
     """

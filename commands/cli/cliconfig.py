@@ -45,10 +45,7 @@ def init(*, out: Path = Path(FILE)) -> None:
 
 @app.command
 def show(*, data: Data = None, json: Json = False) -> None:
-    """Print each setting, its value and its origin: default, FILE:LINE, a variable of the environment, a flag.
-
-    Hidden settings are printed where somebody set them.
-    """
+    """Print each setting, its value and its origin. Hidden settings are printed where somebody set them."""
     from commands.reference.settings_page import as_toml
 
     found = read_settings({"data": absolute(data)})

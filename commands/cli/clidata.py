@@ -114,7 +114,7 @@ def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False
 def parity(*, data: Data = None, out: Path | None = None, json: Json = False) -> None:
     """Compare the features that replay makes of the loop's archive with those that the loop logged.
 
-    It needs an archive with features: 'millrace demo --archive', or the setting archive_features.
+    It needs the setting archive_features, or 'millrace demo --archive'.
 
     Parameters
     ----------

@@ -16,7 +16,9 @@ from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, emi
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import load_settings
 
-app = cyclopts.App(name="log", help="Logs of exposures: guess a schema, replay, audit, freshness, delays, bootstrap.")
+app = cyclopts.App(
+    name="log", help="Logs of exposures: guess a schema, import, replay, audit, freshness, delays, bootstrap."
+)
 
 Log = Annotated[
     list[Path],
@@ -45,7 +47,7 @@ def replay(
     skip_bad: SkipBad = False,
     json: Json = False,
 ) -> None:
-    """Run a day of logs (or many) through windows, learner and progressive evaluation; print the AUC of each day."""
+    """Run a log through windows, learner and progressive evaluation; print the AUC of each day."""
     from commands.replay.replayrun import replay as run
 
     more: dict[str, Any] = {"seed": seed, "model": model, "label_policy": label_policy, "skip_bad": skip_bad}
@@ -99,7 +101,7 @@ def bootstrap(
     Parameters
     ----------
     people
-        Leave users and items too, to be published at the first start. Not where the shop does so itself.
+        Leave users and items too, to be published at the first start.
     """
     from commands.history.command import replay_into
 
@@ -110,12 +112,29 @@ def bootstrap(
     report(json, replay_into, _one_or_more(log), settings, people=people, skip_bad=skip_bad)
 
 
+@app.command(name="import")
+def import_(
+    log: Log,
+    *,
+    schema: SchemaFile,
+    out: Annotated[Path, Parameter(help="Folder for the days and manifest.json; a former import in it is replaced.")],
+    skip_bad: SkipBad = False,
+    json: Json = False,
+) -> None:
+    """Read a log once: sorted Parquet by day, with all its columns. Every log command takes the folder as its log.
+
+    The schema's [log] and [[join]] are applied. Another schema may differ from it in anything else.
+    """
+    from commands.replay.reading import import_into
+
+    report(json, import_into, _one_or_more(log), schema, out, skip_bad=skip_bad)
+
+
 @app.command
 def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
     """Write a commented schema from a sample of LOG: roles of columns, time, lists, fields, windows, likely outcomes.
 
-    Fails, once the schema is written, when the time, the user, the item or the label cannot be found: the schema then
-    says which columns it could be and has a line to fill in.
+    Fails, once it is written, when time, user, item or label cannot be found: the schema then has a line to fill in.
 
     Parameters
     ----------
@@ -165,22 +184,21 @@ def freshness(
     train_days
         Days at the beginning of the log that every model learns first (default: half of them).
     sync
-        How often models take over what was learnt, separated by commas: never, daily, hourly, 15min, minute, batch
-        (every micro-batch), or another part of a day such as 5min or 6h.
+        How often models take over what was learnt; batch: every micro-batch; also other parts of a day, as 5min.
     cut
-        At whose times micro-batches are cut (default: those of --sync). '--cut daily' leaves them whole.
+        At whose times micro-batches are cut (default: those of --sync).
     retrain
-        Also a model that is trained again on all data before each day. Its cost grows with the square of the days.
+        Also a model that is trained again on all data before each day: cost by the square of the days.
     features
-        day-old: compare live window features with those that a daily job would have made. live: only live ones.
+        day-old: also window features as a daily job makes them. live: only live ones.
     slices
-        Columns by whose values figures are given too, separated by commas; hour and weekday too.
+        Columns, with commas, by whose values figures are given too; also hour, weekday.
     seeds
         Models of each kind; figures are means over them.
     model
-        A registered model, module:Class for one of your own, or default.
+        A name, module:Class, or default.
     inputs
-        own: as the schema says. raw, scaled: as in 'millrace dev experiment', to compare with it.
+        own: as the schema says; raw, scaled: as in 'millrace dev experiment'.
     """
     from commands.freshness.freshnessrun import freshness as run
 
@@ -225,9 +243,9 @@ def delays(
     windows
         Attribution windows to try, with commas. Labels of the longest are the final ones.
     policies
-        Label policies to try, with commas (default: all). The present setting and immediate labels always run.
+        Label policies to try, with commas (default: all), beside the present and immediate.
     segments
-        Columns by whose values completeness is shown too, with commas.
+        Columns, with commas, by whose values completeness is shown too.
     """
     from commands.delays.delaysrun import delays as run
 
@@ -272,8 +290,7 @@ def simulate(
     users
         How many shoppers come on an average day (default: the setting shoppers).
     world
-        shop; feed, whose items age in hours, users tire and pages have 5 to 100 items; confounded, a feed whose long
-        pages hold what is shown often and clicked rarely; or orders, a shop whose purchases come days later.
+        shop, feed, confounded or orders: docs/internals/simulator.md describes them.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days

@@ -51,9 +51,8 @@ def promote(
     Parameters
     ----------
     which
-        newest: what the gate holds back. repair: the one that 'millrace model repair' has made
-        (docs/how-to/when-a-check-fails.md). The name of another learner: its newest model
-        (docs/how-to/try-a-second-model.md).
+        newest: what the gate holds back. repair: the one that 'millrace model repair' has made. Or the name of another
+        learner: its newest model.
     """
     if which == NEWEST:
         if refusal := refusal_of(data, admin, learner):
@@ -235,8 +234,7 @@ def repair(
     Parameters
     ----------
     since
-        Begin at the newest kept version of this time or before: 2026-03-01T14:30 (event time, UTC), or 2h for so long
-        before the newest version.
+        Begin at the newest version of this time or before: 2026-03-01T14:30 (event time, UTC), or 2h before the newest.
     without_users
         Users by id, with commas, or a file with one a line. #HASH names one as 'millrace model bisect' does.
     without_items

@@ -122,14 +122,14 @@ def simulate(
     Parameters
     ----------
     from_log
-        Play this exposure log (Parquet, CSV, TSV, JSON lines) through Kafka and the live loop, then end. A supervisor
-        names the log in MILLRACE_FROM_LOG instead: then there is no progress bar, and the role stays after the log.
+        Play this exposure log through Kafka and the live loop, then end. Where MILLRACE_FROM_LOG names it, the role
+        stays after the log.
     schema
         Schema file of that log.
     open_loop
         Pages by the shop's own policy instead of the scorer's.
     world
-        Another world than the shop; "orders": goods are ordered days later, and some are returned.
+        shop, or orders: goods are ordered days later, and some are returned.
     seconds
         End after so many seconds.
     seed

@@ -94,6 +94,9 @@ def _category(column: Column, shown: str) -> Feature | str:
 
 
 def _text(column: Column) -> Feature | str:
+    if column.has_commas:
+        shown = f"numbers with a decimal comma, such as {column.value(0)!r}"
+        return f"{shown}, which cannot be read as numbers: write them with a point"
     texts = [t for t in column.values.slice(0, 20_000).to_pylist() if t]
     shown = f"{column.distinct:,} values"
     for separator, piece in _BREAKS.items():
@@ -106,7 +109,10 @@ def _text(column: Column) -> Feature | str:
             slots, said = _slots([len(parts) for parts in lists])
             return Feature(slots=slots, separator=separator, why=f"lists of {len(words):,} words in one text; {said}")
     long = float(np.mean([len(text) for text in texts]))
-    if (long > 40 and np.mean([" " in t for t in texts]) > 0.5) or texts[0].startswith(("http://", "https://")):
+    phrases = column.distinct > FEW and np.mean([len(text.split()) for text in texts]) >= 3
+    if ((long > 40 or phrases) and np.mean([" " in t for t in texts]) > 0.5) or texts[0].startswith(
+        ("http://", "https://")
+    ):
         return f"free text (about {long:.0f} letters): no feature"
     if all(text[0] + text[-1] in ("[]", "{}") for text in texts[:100]):
         return "text of records or lists: no feature as it is"

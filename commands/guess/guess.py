@@ -4,30 +4,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from commands.guess.fields import Feature, feature_of
+from commands.guess.fields import FEW, Feature, feature_of
 from commands.guess.outcomes import LeftOut, verdicts
-from commands.guess.pageroles import action_times, line_role, list_roles, position_role, request_role, unrolled
-from commands.guess.roles import ITEM, USER, ColumnRole, Roles, day_role, id_role, item_of_page, label_role, time_role
-from commands.guess.sample import Sample, kinds_of, read_sample
+from commands.guess.pageroles import (
+    action_times,
+    line_role,
+    list_roles,
+    pages_of,
+    position_role,
+    request_role,
+    unrolled,
+)
+from commands.guess.roles import (
+    FILLED,
+    ITEM,
+    USER,
+    ColumnRole,
+    Roles,
+    account_role,
+    day_role,
+    free_name,
+    id_role,
+    ids_of_pages,
+    label_role,
+    time_role,
+)
+from commands.guess.sample import LEFT_OUT, Sample, kinds_of, read_sample
 from commands.guess.samplecolumns import Column, columns_of, held
 from commands.guess.sidetables import Side, sides_beside
 from commands.guess.timeformats import TIME_WORDS, TimeColumn, times_of
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError
 from millrace.contracts.schema import Side as Of
+from millrace.logs.values import first_there
 
 _ACTED = re.compile(r"click|view|cart|buy|purchase|order|transaction|fav|like|impression|exposure|^pv$")
 _EVENT = {"id", "uuid", "guid", "event", "row", "exposure", "impression", "record"}
 """A column named by these words alone is an id of its row, if each row has its own."""
-_LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MADE_ITEM, MADE_LABEL = "item_id", "click"
 
 
@@ -61,9 +83,17 @@ class SchemaFindings:
     """Which file of a folder is the log, and why."""
 
     @property
+    def used(self) -> set[str]:
+        """Columns with a role, and those that are made of them."""
+        return self.roles.used | {name for name in (self.item, self.label) if name is not None}
+
+    @property
+    def time(self) -> TimeColumn | None:
+        return self.times.get(self.roles.time.name or "")
+
+    @property
     def span_days(self) -> float:
-        times = self.times.get(self.roles.time.name or "")
-        return 0.0 if times is None else float(times.ms.max() - times.ms.min()) / DAY_MS
+        return 0.0 if self.time is None else float(self.time.ms.max() - self.time.ms.min()) / DAY_MS
 
 
 def find(path: Path) -> SchemaFindings:
@@ -107,9 +137,9 @@ def _find(path: Path, files: Sequence[Path]) -> SchemaFindings:
     if refused.any():
         found.notes.append(
             f"{int(refused.sum()):,} rows of the sample lack a time, user, item, label or day, or have another text "
-            f"there: {_LEFT_OUT}"
+            f"there: {LEFT_OUT}"
         )
-    found.notes += _strays(found)
+    found.notes += [*sample.notes, *_strays(found)]
     return found
 
 
@@ -117,8 +147,8 @@ def _lacking(found: SchemaFindings) -> tuple[NDArray[np.bool_], NDArray[np.bool_
     """Rows of the sample in which a required role has no value, and those of them that the reader of logs refuses: it
     keeps an id that is no number as the others are. (n,) each."""
     roles, columns = found.roles, columns_of(found.sample.table)
-    ids = {roles.user.name, roles.item.name} - found.sample.mixed
-    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids}
+    ids = {roles.user.name, roles.item.name}
+    kept = {stray.name: stray.rows for stray in found.sample.strays if stray.name in ids and stray.rows is not None}
     lacking, refused = np.zeros((2, found.sample.table.num_rows), np.bool_)
     for name in (roles.time.name, roles.user.name, roles.item.name, roles.label.name, roles.day.name):
         if name is not None:
@@ -136,8 +166,8 @@ def _strays(found: SchemaFindings) -> list[str]:
     used = roles.used | fields.keys()
     out = []
     for stray in sample.strays:
-        if stray.name in strict or stray.name in used & sample.mixed:
-            out.append(f"{stray.what}: {_LEFT_OUT}")
+        if stray.name in strict or (stray.name in used and stray.rows is None):
+            out.append(f"{stray.what}: {LEFT_OUT}")
         elif stray.name in used:
             out.append(f"{stray.what}: the column is read as text, and no row is lost for it")
         else:
@@ -146,35 +176,75 @@ def _strays(found: SchemaFindings) -> list[str]:
 
 
 def _found(path: Path, sample: Sample) -> SchemaFindings:
+    sample, clock = _with_clock(sample)
     columns = columns_of(sample.table)
-    roles = Roles()
-    items, roles.labels, roles.clicked, roles.pairs = list_roles(columns)
-    taken = {r.name for r in (items, roles.labels, roles.clicked, roles.pairs) if r.name is not None}
+    roles = Roles(clock=clock)
+    items, roles.labels, roles.clicked, roles.pairs, roles.list_separator = list_roles(columns)
+    taken = {r.name for r in (items, roles.labels, roles.clicked, roles.pairs) if r.name is not None} | {*clock}
     times = {n: t for n, c in columns.items() if n not in taken and (t := times_of(c)) is not None}
     found = SchemaFindings(sample, roles, times, columns)
     roles.time = time_role(columns, times)
     if roles.time.name is None and not roles.time.candidates:
         roles.time.candidates = _relative(columns)
+    ms = times[roles.time.name].ms if roles.time.name else None
     unlike_ids = taken | ({roles.time.name} if roles.time.name else set()) | _surely_times(columns, times)
-    roles.user = id_role(columns, USER, unlike_ids, sample.table.num_rows > 0, ITEM)
+    unlikely = {*times, *(n for n, c in columns.items() if ms is not None and _is_clock(c, ms))}
+    roles.user = id_role(columns, USER, unlike_ids, unlikely, sample.table.num_rows > 0, ITEM)
+    _with_account(found, unlike_ids)
     if items.name is not None or roles.pairs.name is not None:
         roles.item = items
         found.item, found.label = MADE_ITEM, MADE_LABEL
         roles.request = line_role(columns, unlike_ids | {roles.user.name or ""})
         own = (n for n, c in columns.items() if c.distinct == len(c.codes) > 1 and n not in roles.used)
         found.unused = dict.fromkeys(own, "each page has a value of its own")
-        table, at = unrolled(sample.table, roles, found.item, found.label)
+        table, at = unrolled(found.sample.table, roles, found.item, found.label)
         columns = columns_of(table)
         found.columns = columns
-        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items()}
+        found.times = times = {n: replace(t, ms=t.ms[at]) for n, t in times.items() if n in columns}
     else:
         taken = unlike_ids | ({roles.user.name} if roles.user.name else set())
-        roles.item = id_role(columns, ITEM, taken, roles.user.name is not None, USER)
-        if roles.item.candidates and roles.item.name is None and roles.user.name and roles.time.name:
-            roles.item = item_of_page(roles.item, columns, roles.user.name, times[roles.time.name].ms)
+        roles.item = id_role(columns, ITEM, taken, unlikely, roles.user.name is not None, USER)
+        if ms is not None and times[str(roles.time.name)].grain_ms <= 60_000:
+            roles.user, roles.item = ids_of_pages(roles.user, roles.item, columns, ms)
+            _with_account(found, unlike_ids | {roles.item.name or ""})
         found.item = roles.item.name
     _finish(path, found)
     return found
+
+
+def _with_account(found: SchemaFindings, taken: set[str]) -> None:
+    """Fills the user's column from another id, as the reader of logs will."""
+    roles, columns = found.roles, found.columns
+    if roles.account.name is not None:
+        return
+    roles.account, roles.user = account_role(columns, roles.user, taken)
+    if roles.account.name is not None:
+        user = str(roles.user.name)
+        table = found.sample.table
+        one = first_there(table[name] for name in (roles.account.name, user))
+        found.sample = replace(found.sample, table=table.set_column(table.column_names.index(user), user, one))
+        columns[user] = Column(user, found.sample.table[user])
+
+
+def _with_clock(sample: Sample) -> tuple[Sample, tuple[str, ...]]:
+    """(the sample with a time made of a day and a time of day, if two columns have them; the two)."""
+    columns = columns_of(sample.table)
+    clocks = [n for n, c in columns.items() if c.is_text and c.distinct and c.filled > FILLED
+              and pc.all(pc.match_substring_regex(c.values, r"^(\d\d:\d\d(:\d\d)?)?$")).as_py()]  # fmt: skip
+    times = {n: t for n, c in columns.items() if clocks and c.is_text and (t := times_of(c)) is not None}
+    days = [n for n, t in times.items() if t.grain_ms == DAY_MS and t.there.mean() > FILLED]
+    if len(clocks) != 1 or len(days) != 1 or len(times) > 1:
+        return sample, ()
+    made = pc.binary_join_element_wise(sample.table[days[0]], sample.table[clocks[0]], "/")
+    name = free_name("time", sample.table.column_names)
+    return replace(sample, table=sample.table.append_column(name, made)), (days[0], clocks[0])
+
+
+def _is_clock(column: Column, ms: NDArray[np.int64]) -> bool:
+    """Whether it is a number that grows with the time, by many rows alike."""
+    if not column.is_numeric or column.is_list or column.filled < 1 or not 10 < column.distinct <= 0.9 * len(ms):
+        return False
+    return bool((np.diff(column.numbers[np.argsort(ms, kind="stable")]) >= 0).mean() >= 0.999)
 
 
 def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
@@ -187,43 +257,41 @@ def _relative(columns: dict[str, Column]) -> tuple[str, ...]:
 
 def _surely_times(columns: dict[str, Column], times: dict[str, TimeColumn]) -> set[str]:
     """Columns that are times by type, format or name, and so hold no ids. Ids may happen to read as times."""
-    return {n for n, t in times.items() if t.unit is None or TIME_WORDS & set(columns[n].tokens)}
+    sure = {n for n, t in times.items() if t.unit is None or t.never is not None}
+    return sure | {n for n in times if TIME_WORDS & set(columns[n].tokens)}
 
 
 def _finish(path: Path, found: SchemaFindings) -> None:
     """Finds the roles that rest on others, then the fields and the columns that are left out."""
     roles, columns, times = found.roles, found.columns, found.times
-    user = columns[roles.user.name] if roles.user.name else None
-    item = columns[found.item] if found.item else None
-    groups: dict[Of, Column] = {}
-    if user is not None:
-        groups["user"] = user
-    if item is not None:
-        groups["item"] = item
-    used = roles.used | {n for n in (found.item, found.label) if n is not None}
-    belongs = {n: _owner(c, groups) for n, c in columns.items() if n not in used}
+    named: dict[Of, str | None] = {"user": roles.user.name, "item": found.item}
+    groups: dict[Of, Column] = {of: columns[name] for of, name in named.items() if name is not None}
+    belongs = {n: _owner(c, groups) for n, c in columns.items() if n not in found.used}
     attributes = {n for n, of in belongs.items() if of != "context"}
     if found.label is None:
-        roles.label = label_role(columns, attributes, used)
-        if roles.label.name is None and not roles.label.candidates:
-            roles.label.candidates = _ratings(columns, used)
-        if roles.label.name is None and not roles.label.candidates and (events := _events(columns, used)):
-            roles.label = ColumnRole(None, "it names what happened", events)
+        roles.label = _label(found, attributes)
         found.label = roles.label.name
     label = columns[found.label].flags == 1 if found.label else None
     found.rate = float(label.mean()) if label is not None else None
-    ms = times[roles.time.name].ms if roles.time.name else None
-    if ms is not None:
-        used = roles.used | {n for n in (found.item, found.label) if n is not None}
-        if user is not None and roles.request.name is None and not roles.listed:
-            roles.request = request_role(columns, user.name, ms, used)
-        roles.position = position_role(columns, roles.request.name, roles.used | used)
+    time = found.time
+    if time is not None:
+        ms = time.ms
+        if "user" in groups and roles.request.name is None and not roles.listed:
+            roles.request = request_role(columns, groups["user"].name, ms, found.used)
+        pages = columns[roles.request.name].codes if roles.request.name else _page(found, ms)
+        roles.position = position_role(columns, pages, found.used)
         roles.day, found.offset_hours = day_role(columns, times, roles.time.name or "")
         if not roles.listed:
             roles.actions = action_times(columns, times, ms, label)
+        roles.born = _born(found, belongs, time)
         _identity(found, ms)
-    used = roles.used | {n for n in (found.item, found.label) if n is not None}
-    rest = {n: c for n, c in columns.items() if n not in used | {*found.identity} and n not in found.unused}
+    rest = {n: c for n, c in columns.items() if n not in {*found.used, *found.identity, *found.unused}}
+    if time is not None:
+        clocks = [
+            n for n, c in rest.items() if belongs.get(n) == "context" and n not in times and _is_clock(c, time.ms)
+        ]
+        found.unused |= dict.fromkeys(clocks, "it grows with the time: a clock tells late rows from early ones")
+        rest = {n: c for n, c in rest.items() if n not in clocks}
     could_be: dict[str, list[str]] = {}
     for name, role in roles.open.items():
         for candidate in (c for c in role.candidates if c in rest):
@@ -232,13 +300,66 @@ def _finish(path: Path, found: SchemaFindings) -> None:
             else:
                 found.unused[candidate] = f"it could be the {name}"
                 del rest[candidate]
-    _outcomes(found, rest, attributes, groups, label)
+    _outcomes(found, rest, attributes, groups)
     for name, column in rest.items():
         if name in found.outcomes:
             continue
         _field(found, column, belongs.get(name, "context"), None, could_be.get(name, []))
     if groups:
-        _side_tables(path, found, groups, label)
+        _side_tables(path, found, groups)
+
+
+def _label(found: SchemaFindings, attributes: set[str]) -> ColumnRole:
+    columns, used = found.columns, found.used
+    role = label_role(columns, attributes, used)
+    if role.name is not None or role.candidates:
+        return role
+    if ratings := _ratings(columns, used):
+        return ColumnRole(None, "", ratings)
+    if events := _events(columns, used):
+        return ColumnRole(None, "it names what happened", events)
+    rest = {n: c for n, c in columns.items() if n not in attributes | used | {*found.roles.clock} and not c.is_list}
+    if acted := tuple(n for n in rest if n in found.times and not found.times[n].there.all()):
+        return ColumnRole(
+            None, "a time of what some rows led to: action_times and label_action make a label of it", acted
+        )
+    two = tuple(n for n, c in rest.items() if c.distinct == 2 - (c.filled < FILLED) and not c.is_binary)
+    return ColumnRole(None, "it has two values", two)
+
+
+def _page(found: SchemaFindings, ms: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Pages that have no id: of each user and time. As long as the user is open, they are only said."""
+    roles, columns, time = found.roles, found.columns, str(found.roles.time.name)
+    if found.item is None or roles.listed or found.times[time].grain_ms > 60_000:
+        return None
+    made = roles.clock or (time,)
+    for user in [roles.user.name] if roles.user.name else roles.user.candidates:
+        pages = pages_of(columns[str(user)], columns[found.item], ms)
+        if pages is not None and roles.user.name:
+            roles.page = (str(user), *made)
+            return pages
+        if pages is not None:
+            named = ", ".join(f'"{name}"' for name in (user, *made))
+            found.notes.append(f"rows of one '{user}' and '{time}' look like a page: if '{user}' is the user, "
+                               f'add combine = {{ page = [{named}] }} and request = "page"')  # fmt: skip
+    return None
+
+
+def _born(found: SchemaFindings, belongs: Mapping[str, Of], own: TimeColumn) -> ColumnRole:
+    """The time at which the item came: one for each item, and not after its exposures."""
+    alike: list[str] = []
+    for name, stamp in found.times.items():
+        if name in found.used or "age_days" in found.columns or stamp.grain_ms >= DAY_MS or stamp.there.mean() < 0.5:
+            continue
+        if found.columns[name].distinct < 3 or (stamp.ms > own.ms)[stamp.there].mean() > 0.01:
+            continue
+        if belongs[name] == "item" and (stamp.unit, stamp.format) == (own.unit, own.format):
+            alike.append(name)
+        elif belongs[name] == "item" or (found.item is None and belongs[name] == "context"):
+            found.unused[name] = "none of its times is after the exposure: it could be log.born, when the item came"
+    return (
+        ColumnRole(alike[0], "one time for each item, not after its exposures", tuple(alike)) if alike else ColumnRole()
+    )
 
 
 def _owner(column: Column, groups: dict[Of, Column]) -> Of:
@@ -276,8 +397,7 @@ def _identity(found: SchemaFindings, ms: NDArray[np.int64]) -> None:
         if roles.request.name is not None and found.item is not None:
             found.identity = (roles.request.name, found.item)
         return
-    used = roles.used | {found.item, found.label}
-    own = [n for n, c in columns.items() if n not in used and c.distinct == len(c.codes) > 1 and c.tokens]
+    own = [n for n, c in columns.items() if n not in found.used and c.distinct == len(c.codes) > 1 and c.tokens]
     own = [n for n in own if _EVENT.issuperset(columns[n].tokens)]
     if len(own) == 1:
         found.identity = (own[0],)
@@ -308,23 +428,30 @@ def _copies(*keys: NDArray[np.int64]) -> int:
     return len(rows) - len(np.unique(rows, axis=0))
 
 
-def _outcomes(
-    found: SchemaFindings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column], label: object
-) -> None:
-    if not isinstance(label, np.ndarray):
-        return
-    halves = np.random.default_rng(0).random(len(label)) < 0.5
-    roles = found.roles
+def _outcomes(found: SchemaFindings, rest: dict[str, Column], attributes: set[str], groups: dict[Of, Column]) -> None:
+    """Leaves out what looks like an outcome; as long as the label is open, of any column that it could be."""
+    roles, columns = found.roles, found.columns
+    labels: dict[str, NDArray[np.bool_]] = {}
+    if found.label is not None:
+        labels[""] = columns[found.label].flags == 1
+    else:
+        could_be = {n: columns[n] for n in roles.label.candidates if columns[n].distinct <= 2}
+        labels |= {f"; '{n}' could be the label": c.codes == np.argmin(c.counts) for n, c in could_be.items()}
     honest = [*groups.values(), *(c for n, c in rest.items() if n in attributes)]
-    honest += [found.columns[r.name] for r in (roles.position,) if r.name is not None and r.name in found.columns]
+    honest += [columns[r.name] for r in (roles.position,) if r.name is not None and r.name in columns]
     spread = [c.codes for c in groups.values()]
-    found.outcomes = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
+    for said, label in labels.items():
+        halves = np.random.default_rng(0).random(len(label)) < 0.5
+        verdict = verdicts(list(rest.values()), label, attributes, spread, honest, halves)
+        found.outcomes |= {n: replace(one, why=one.why + said) for n, one in verdict.items()}
 
 
 def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, could_be: Sequence[str] = ()) -> None:
     times = found.times.get(column.name) if table is None else None
-    if times is not None and (times.unit or times.format or times.grain_ms < DAY_MS):
-        found.unused[column.name] = "it holds times, which are no feature as they are"
+    # A few days of an item or user are categories, as of its upload.
+    days = times is not None and not (times.unit or times.format) and times.grain_ms == DAY_MS
+    if times is not None and not (days and of != "context" and column.distinct <= FEW):
+        found.unused.setdefault(column.name, "it holds times, which are no feature as they are")
         return
     feature = feature_of(column)
     if isinstance(feature, str):
@@ -336,7 +463,7 @@ def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, cou
         found.fields.append(FoundField(column.name, of, feature, column.distinct, table))
 
 
-def _side_tables(path: Path, found: SchemaFindings, groups: dict[Of, Column], label: object) -> None:
+def _side_tables(path: Path, found: SchemaFindings, groups: dict[Of, Column]) -> None:
     sides, notes = sides_beside(path, {str(of): c for of, c in groups.items()}, found.sample)
     found.notes += notes
     for side in sides:

@@ -9,14 +9,15 @@ every row, a label is 0 and 1, an id repeats.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from commands.guess.samplecolumns import Column
+from commands.guess.samplecolumns import Column, held
 from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
 
@@ -77,6 +78,14 @@ class Roles:
     request: ColumnRole = field(default_factory=ColumnRole)
     position: ColumnRole = field(default_factory=ColumnRole)
     day: ColumnRole = field(default_factory=ColumnRole)
+    born: ColumnRole = field(default_factory=ColumnRole)
+    account: ColumnRole = field(default_factory=ColumnRole)
+    """An id of the user that some rows have; where it is missing, :attr:`user` is there."""
+    page: tuple[str, ...] = ()
+    """Columns that make the name of the page, where no column has it."""
+    clock: tuple[str, ...] = ()
+    """Columns with the day and the time of day, of which the time is made."""
+    list_separator: str = " "
     labels: ColumnRole = field(default_factory=ColumnRole)
     """Lists: of a row with a list of candidates, 0 or 1 for each."""
     clicked: ColumnRole = field(default_factory=ColumnRole)
@@ -91,8 +100,11 @@ class Roles:
 
     @property
     def used(self) -> set[str]:
-        ones = (self.time, self.user, self.item, self.label, self.request, self.position, self.day)
-        names = {role.name for role in (*ones, self.clicked, self.labels, self.pairs)} | set(self.actions.values())
+        ones = (self.time, self.user, self.item, self.label, self.request, self.position, self.day, self.born)
+        names: set[str | None] = {*self.clock}
+        names |= {role.name for role in (*ones, self.account, self.clicked, self.labels, self.pairs)} | set(
+            self.actions.values()
+        )
         return {name for name in names if name is not None}
 
     @property
@@ -103,6 +115,11 @@ class Roles:
             if not self.listed:
                 need |= {"label": self.label}
         return {name: role for name, role in need.items() if role.name is None}
+
+
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """A name for a made column, that no other has."""
+    return next(one for n in range(len(taken) + 1) if (one := f"{name}_{n}" if n else name) not in taken)
 
 
 def choose(scores: Mapping[str, float], whys: Mapping[str, str], least: float = 1.0) -> ColumnRole:
@@ -216,10 +233,15 @@ def could_be_id(column: Column, least: float = FILLED) -> bool:
 
 
 def id_role(
-    columns: Mapping[str, Column], words: tuple[str, ...], taken: set[str], unnamed: bool, others: tuple[str, ...] = ()
+    columns: Mapping[str, Column],
+    words: tuple[str, ...],
+    taken: set[str],
+    unlikely: set[str],
+    unnamed: bool,
+    others: tuple[str, ...] = (),
 ) -> ColumnRole:
     """The id of the user or the item: by its name, or (``unnamed``) the only column that could be one. ``others``:
-    words of the other id: a column called so is none for this one."""
+    words of the other id: a column called so is none for this one. ``unlikely`` columns are one by their name only."""
     scores, whys = {}, {}
     called = {name: c for name, c in columns.items() if name not in taken and could_be_id(c, FILLED_NAMED)}
     fit = {name: c for name, c in called.items() if could_be_id(c) and not c.is_binary}
@@ -235,6 +257,7 @@ def id_role(
     role = choose(scores, whys)
     if role.name is None and not role.candidates:
         rest = [n for n, c in fit.items() if not _id_points(c, others) and 10 <= c.distinct <= 0.9 * len(c.codes)]
+        rest = [n for n in rest if n not in unlikely and not fit[n].is_wordy]
         if unnamed and len(rest) == 1:
             return ColumnRole(
                 rest[0], f"the only column that could be one; {fit[rest[0]].distinct:,} of them in the sample"
@@ -243,18 +266,43 @@ def id_role(
     return role
 
 
-def item_of_page(role: ColumnRole, columns: Mapping[str, Column], user: str, time: NDArray[np.int64]) -> ColumnRole:
-    """Of several candidates for the item, the one that differs between the exposures of one user and time. An id that
-    these share is the page's, as of the document that shows them."""
-    order = np.lexsort((time, columns[user].codes))
-    one = (np.diff(columns[user].codes[order]) == 0) & (np.diff(time[order]) == 0)
-    if one.sum() < 50:
+def ids_of_pages(
+    user: ColumnRole, item: ColumnRole, columns: Mapping[str, Column], time: NDArray[np.int64]
+) -> tuple[ColumnRole, ColumnRole]:
+    """(user, item), of several candidates for one of them: rows of one page have one time and user, and items that
+    differ. What has one time only is the page; what follows from another candidate for the item is its attribute."""
+    names = {*user.candidates, *item.candidates} | ({user.name} if user.name else set())
+    together = {n: same_page(columns[n], time).mean() for n in names}
+    most = max(together.values(), default=0.0)
+    if most * len(time) < 50 or most < 0.2:
+        return user, item
+    if item.name is None:
+        apart = [n for n in item.candidates if together[n] <= 0.05]
+        finest = [n for n in apart if not any(_follows(columns[n], columns[o]) and not _follows(columns[o], columns[n])
+                                              for o in apart)]  # fmt: skip
+        item = _narrowed(item, finest, "the candidate that differs within a page")
+    if user.name is None:
+        along = [n for n in user.candidates if together[n] >= 0.98 * most and n != item.name]
+        lasting = [n for n in along if (held(Column(n, pa.chunked_array([time])), columns[n].codes)).within > 0.01]
+        user = _narrowed(user, lasting, "the candidate that rows of one time share")
+    return user, item
+
+
+def same_page(user: Column, time: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n - 1,) of rows by user and time: whether a row has those of the row before."""
+    order = np.lexsort((time, user.codes))
+    same: NDArray[np.bool_] = (np.diff(user.codes[order]) == 0) & (np.diff(time[order]) == 0)
+    return same
+
+
+def _follows(one: Column, other: Column) -> bool:
+    return one is not other and held(one, other.codes).is_attribute
+
+
+def _narrowed(role: ColumnRole, fit: list[str], why: str) -> ColumnRole:
+    if not fit:
         return role
-    differ = {n: float((np.diff(columns[n].codes[order]) != 0)[one].mean()) for n in role.candidates}
-    ahead = [n for n, share in differ.items() if share > 0.5]
-    if len(ahead) != 1 or any(differ[n] > 0.02 for n in differ if n != ahead[0]):
-        return role
-    return ColumnRole(ahead[0], "the candidate that differs within a page", role.candidates)
+    return ColumnRole(fit[0], why) if len(fit) == 1 else ColumnRole(None, "", tuple(fit))
 
 
 def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[str]) -> ColumnRole:
@@ -272,5 +320,35 @@ def label_role(columns: Mapping[str, Column], attributes: set[str], taken: set[s
         if len(fit) == 1:
             only = next(iter(fit))
             return ColumnRole(only, f"the only column of 0 and 1 in which it changes from row to row; {whys[only]}")
+        ones = {n: c.flags == 1 for n, c in fit.items()}
+        whole = [n for n in fit if ones[n].mean() < 0.5 and not any((one & ~ones[n]).any() for one in ones.values())]
+        if len(whole) == 1:
+            return ColumnRole(whole[0], f"others of 0 and 1 come only with it; {whys[whole[0]]}", tuple(fit))
         role.candidates = tuple(fit)
     return role
+
+
+def account_role(columns: Mapping[str, Column], user: ColumnRole, taken: set[str]) -> tuple[ColumnRole, ColumnRole]:
+    """(another id of the user, which some rows lack; the one of the rows that lack it).
+
+    Each user has one and nearly each has another, and now and then a user's rows lack it, as before a login; an
+    attribute lacks for all of a user's rows. Or one of the two is called a user's id, and just those rows have one that
+    lack the other.
+    """
+    some = {n: c for n, c in columns.items()
+            if n not in taken and c.filled < FILLED and could_be_id(c, 0.05) and not c.is_wordy}  # fmt: skip
+    why = "{:.1%} of rows have the first; the others have the second"
+    if user.name is not None and columns[user.name].filled >= FILLED:
+        whole = columns[user.name]
+        for name, column in some.items():
+            users = np.unique(whole.codes[column.there])
+            lacking = 1 - column.there[np.isin(whole.codes, users)].mean()
+            if column.distinct < max(10, len(users) / 2) or lacking < 0.05:
+                continue
+            if held(column, whole.codes).is_attribute:
+                return ColumnRole(name, why.format(column.filled)), user
+    for name in (n for n, c in some.items() if _id_points(c, USER) > 0):
+        for other, column in some.items():
+            if other != name and (columns[name].there ^ column.there).mean() >= FILLED:
+                return ColumnRole(name, why.format(columns[name].filled)), ColumnRole(other)
+    return ColumnRole(), user

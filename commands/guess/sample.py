@@ -9,26 +9,24 @@ beginning.
 from __future__ import annotations
 
 import csv
-import io
-import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
-from millrace.logs.log_files import PARQUET, Ending, files_of
+from millrace.logs.faults import Fault, Faults, LogFaults
+from millrace.logs.log_files import DATABASE, PARQUET, Ending, files_of, named
 from millrace.logs.plain_types import plain
-from millrace.logs.text import is_data
+from millrace.logs.source import STRETCH_ROWS, LogSource, column_names
+from millrace.logs.text import NO_QUOTING, FileForm, is_data
 
 HEAD_ROWS = 100_000
 SPREAD_ROWS = 12_500
@@ -42,11 +40,11 @@ _FORMS = {
     "number": r"^\s*[-+]?\d+(\.\d+)?([eE][-+]?\d+)?\s*$",
     "date": r"^\s*\d{1,4}[-/.]([A-Za-z]{3}|\d{1,2})[-/.]\d{1,4}",
 }
+LEFT_OUT = "replay refuses such rows; --skip-bad leaves them out"
 MOST_STRAY = 0.01
 """Share of a column's cells that may be of another form."""
+_PLAIN = FileForm()
 _SEPARATORS = ("::", "\t", ",", ";", "|")
-
-_FIRST_NULL, _NULL = re.compile(rb"(?:\xef\xbb\xbf)?\s*null"), re.compile(rb"\n[ \t\r]*null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +52,8 @@ class Stray:
     name: str
     what: str
     """How many there are, and an example."""
-    rows: NDArray[np.bool_]
-    """(n,) where they stand."""
+    rows: NDArray[np.bool_] | None = None
+    """(n,) where they stand; None: the reader of logs refuses them, and they are not in the sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +62,12 @@ class Sample:
     whole: bool
     where: str
     """How it was taken, for the reader of the guess."""
-    separator: str | None
-    """Of a text file, if it is not the one that its ending means."""
-    encoding: str | None
-    """Of a text file that is not UTF-8."""
-    header: bool
-    """False: the first line is data. Columns are then called ``column_1`` and so on."""
     files: tuple[Path, ...]
-    mixed: frozenset[str] = frozenset()
-    """Columns of JSON lines with values of several kinds: the reader of logs refuses the rarer kinds."""
+    form: FileForm = _PLAIN
+    """What a schema must say of the files. A text without a header has ``columns`` called ``column_1`` and so on."""
     strays: tuple[Stray, ...] = ()
-    quoting: bool = True
-    """False: quotes in a text file are plain characters, since some are never closed."""
-    great: frozenset[str] = frozenset()
-    """Columns of a CSV with whole numbers beyond 64 bits: they are text in the sample."""
+    notes: tuple[str, ...] = ()
+    """What the reader of logs will say of lines and columns of the sample."""
 
 
 def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
@@ -89,22 +79,17 @@ def read_sample(path: Path, files: Sequence[Path] = ()) -> Sample:
     Raises:
         LogError: there is no such file or folder, it is of no known form, empty or unreadable.
     """
-    sample = _read(path, files or kinds_of(path)[0])
+    files = files or kinds_of(path)[0]
+    form = _form(files[0])
+    with named(path):
+        if form in PARQUET:
+            sample = _parquet(path, files)
+        else:
+            sample = _database(path) if form in DATABASE else _text(path, files, form)
+    if not sample.table.num_rows or not sample.table.num_columns:
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
     table, strays = without_strays(sample.table)
-    return replace(sample, table=table, strays=strays)
-
-
-def _read(path: Path, files: Sequence[Path]) -> Sample:
-    ending = _form(files[0])
-    try:
-        if ending in PARQUET:
-            return _parquet(path, files)
-        if ending in _TEXT or ending in _JSON:
-            return _text(path, files, ending)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise LogError(f"'{path}' cannot be read ({reason})", "check the file and its ending") from None
-    raise LogError(f"'{path}' ends in '{ending}'", "a log is Parquet, .csv, .tsv or .jsonl; text may be compressed")
+    return replace(sample, table=table, strays=(*sample.strays, *strays))
 
 
 def kinds_of(path: Path) -> list[list[Path]]:
@@ -129,17 +114,9 @@ def _first_names(file: Path) -> tuple[str, ...]:
         return tuple(pq.read_schema(file).names)
     if _form(file) in _JSON:
         return ()
-    line = _lines(file, 0, 1, 1 << 20, Ending.of(file).compressed).decode("utf-8", "replace")
+    line = _lines(file, 0, 1, 1 << 20)[0].decode("utf-8", "replace")
     cells = line.strip("\r\n").split(_TEXT[_form(file)])
     return (str(len(cells)),) if is_data(cells) else tuple(cells)
-
-
-def _plain(table: pa.Table, log: Path) -> pa.Table:
-    """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
-    if not table.num_rows or not table.num_columns:
-        raise LogError(f"log '{log}' has no rows", "give a log with at least one exposure")
-    names = dict.fromkeys(table.column_names)
-    return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in names})
 
 
 def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
@@ -174,99 +151,132 @@ def without_strays(table: pa.Table) -> tuple[pa.Table, tuple[Stray, ...]]:
 
 
 def _parquet(path: Path, files: Sequence[Path]) -> Sample:
-    rows = [pq.ParquetFile(file).metadata.num_rows for file in files]
-    total = sum(rows)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
     most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
     if total <= most:
         table = pa.concat_tables([pq.ParquetFile(file).read() for file in files], promote_options="permissive")
-        return Sample(_plain(table, path), True, f"all {total:,} rows", None, None, True, tuple(files))
+        return Sample(_plain(table, path), True, f"all {total:,} rows", tuple(files))
     starts = [0, *(int(s) for s in np.linspace(HEAD_ROWS, total - SPREAD_ROWS, STRETCHES))]
-    parts = []
-    for start, count in zip(starts, [HEAD_ROWS] + [SPREAD_ROWS] * STRETCHES, strict=True):
-        parts += list(_slices(files, rows, start, count))
+    parts = [part for start in starts for part in _slices(files, start, SPREAD_ROWS if start else HEAD_ROWS)]
     table = pa.concat_tables(parts, promote_options="permissive")
     where = f"the first {HEAD_ROWS:,} of {total:,} rows and {STRETCHES} stretches of {SPREAD_ROWS:,} over the rest"
-    return Sample(_plain(table, path), False, where, None, None, True, tuple(files))
+    return Sample(_plain(table, path), False, where, tuple(files))
 
 
-def _slices(files: Sequence[Path], rows: Sequence[int], start: int, count: int) -> Iterator[pa.Table]:
+def _plain(table: pa.Table, log: Path) -> pa.Table:
+    """The table with one plain type for all ways in which a form stores a value, as the reader of logs makes them."""
+    return pa.table({name: plain(table[table.column_names.index(name)], name, log) for name in table.column_names})
+
+
+def _slices(files: Sequence[Path], start: int, count: int) -> Iterator[pa.Table]:
     """``count`` rows from row ``start`` of all files on, read in the row groups that hold them."""
-    at = 0
-    for file, n in zip(files, rows, strict=True):
-        low, high = max(start - at, 0), min(start + count - at, n)
-        if low < high:
-            parquet = pq.ParquetFile(file)
-            first = 0
-            for group in range(parquet.num_row_groups):
-                size = parquet.metadata.row_group(group).num_rows
-                if first < high and first + size > low:
-                    table = parquet.read_row_group(group)
-                    begin = max(low - first, 0)
-                    yield table.slice(begin, min(high - first, size) - begin)
-                first += size
-        at += n
+    for file in files:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            size = parquet.metadata.row_group(group).num_rows
+            if -count < start < size:
+                yield parquet.read_row_group(group).slice(max(start, 0), min(start, 0) + count)
+            start -= size
 
 
-# -- text ------------------------------------------------------------------------------------------------------------
+# -- text and databases -----------------------------------------------------------------------------------------------
+
+
+def _database(path: Path) -> Sample:
+    most = HEAD_ROWS + STRETCHES * SPREAD_ROWS
+    table, faults, _ = _rows(path, _PLAIN, path, None, most + 1)
+    whole = table.num_rows <= most
+    taken = f"{'all' if whole else 'the first'} {min(table.num_rows, most):,} rows"
+    return Sample(table.slice(0, most), whole, taken, (path,), notes=_refused(faults))
 
 
 def _text(path: Path, files: Sequence[Path], ending: str) -> Sample:
     raw, whole, where = _bytes(files)
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if not raw.strip():
-        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
-    if ending in _JSON:
-        if raw.lstrip().startswith(b"["):
-            raise LogError(f"'{path}' is one JSON array", "write one object a line, without brackets around them")
-        table, mixed = _json(raw)
-        taken = where(table.num_rows)
-        return Sample(_plain(table, path), whole, taken, None, None, True, tuple(files), mixed)
-    encoding = None
+    encoding = "utf-8"
     try:
-        raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raw, encoding = raw.decode("latin-1").encode("utf-8"), "latin-1"
-    lines = [line for line in raw[: 1 << 20].decode("utf-8", "ignore").splitlines()[:50] if line]
-    usual = _TEXT[ending]
-    separator = _separator(lines, usual)
-    by = separator
-    if len(by) > 1:  # a reader of CSV takes one letter: one that no text has
-        raw, lines, by = raw.replace(by.encode(), b"\x1f"), [x.replace(by, "\x1f") for x in lines], "\x1f"
-    cells = next(csv.reader(io.StringIO(lines[0]), delimiter=by))
-    header = not is_data(cells)
-    names = cells if header else [f"column_{i + 1}" for i in range(len(cells))]
-    names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(names)]
-    table, quoting, great = _csv(raw, names, header, by)
-    said = Ending.of(files[0]).form in _TEXT and separator == usual
-    odd = None if said else separator
-    rows, read = _plain(table, path), where(table.num_rows)
-    return Sample(rows, whole, read, odd, encoding, header, tuple(files), quoting=quoting, great=great)
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise LogError(f"'{path}' is UTF-16 text", "save it as UTF-8") from None
+        text, encoding = raw.decode("latin-1"), "latin-1"
+    if not text.strip():
+        raise LogError(f"log '{path}' has no rows", "give a log with at least one exposure")
+    with TemporaryDirectory(prefix="log-") as room:
+        copy = Path(room) / f"sample{ending}"
+        copy.write_bytes(text.encode())
+        if ending in _JSON:
+            table, faults, _ = _rows(copy, _PLAIN, path)
+            rows = table.num_rows + sum(fault.rows for fault in faults)
+            mixed = [fault for fault in faults if fault.column in table.column_names]
+            strays = tuple(Stray(str(fault.column), _mixed(table, fault, rows)) for fault in mixed)
+            notes = _refused([fault for fault in faults if fault not in mixed])
+            return Sample(table, whole, where(rows), tuple(files), _PLAIN, strays, notes)
+        by = _separator([line for line in text[: 1 << 20].splitlines()[:50] if line], _TEXT[ending])
+        form = FileForm(separator=by)
+        names = column_names(copy, form)
+        if is_data(names):
+            form = replace(form, columns=tuple(f"column_{i + 1}" for i in range(len(names))))
+        table, faults, form = _csv(copy, form, path)
+    twice = [] if form.columns else [name for name, times in Counter(names).items() if times > 1]
+    notes = (*(f"'{name}' is the name of several columns: none is used" for name in twice), *_refused(faults))
+    usual = Ending.of(files[0]).form in _TEXT and by == _TEXT[ending]
+    form = replace(form, separator=None if usual else by, encoding=encoding)
+    return Sample(table, whole, where(table.num_rows), tuple(files), form, notes=notes)
 
 
-def _csv(raw: bytes, names: list[str], header: bool, by: str) -> tuple[pa.Table, bool, frozenset[str]]:
-    """(the rows, whether a quote encloses a value, text columns with whole numbers beyond 64 bits). Where some quotes
-    are never closed, quotes are plain characters and each line is a row."""
-    options = pacsv.ReadOptions(block_size=max(len(raw) + 1, 1 << 20), column_names=names, skip_rows=int(header))
-
-    def read(quoting: bool, texts: frozenset[str] = frozenset()) -> pa.Table:
-        parse = pacsv.ParseOptions(delimiter=by, quote_char='"' if quoting else False)
-        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
-        return pacsv.read_csv(pa.BufferReader(raw), options, parse, convert)
-
-    quoting = True
+def _rows(
+    file: Path, form: FileForm, log: Path, wanted: set[str] | None = None, most: int = 1 << 62
+) -> tuple[pa.Table, Sequence[Fault], bool]:
+    """(rows of a file as the reader of logs gives them; its faults; whether lines may stand within a quoted value by
+    mistake). ``log``: to name in errors."""
+    faults = Faults(str(log), skip_bad=False)
+    parts: list[pa.Table] = []
+    with TemporaryDirectory(prefix="log-") as room:
+        source = LogSource([file], wanted, form, faults, log, Path(room))
+        for part in () if faults.broken() else source.stretches(min(STRETCH_ROWS, most)):
+            parts.append(part)
+            if sum(one.num_rows for one in parts) >= most:
+                break
+    found: Sequence[Fault] = ()
     try:
-        table = read(True)
-        lines = sum(1 for line in raw.splitlines() if line.strip()) - header if b'"' in raw else 0
-    except pa.ArrowInvalid:
-        if b'"' not in raw:
-            raise
-        table, quoting = read(False), False
-    else:
-        if lines > table.num_rows:
-            with suppress(pa.ArrowInvalid):
-                table, quoting = read(False), False
-    great = frozenset(name for name, column in zip(names, table.columns, strict=True) if _great(column))
-    return (read(quoting, great) if great else table), quoting, great
+        faults.verdict()
+    except LogFaults as error:
+        if faults.broken():
+            first = error.faults[0]
+            raise LogError(first.problem.replace(str(file), str(log)), first.remedy) from None
+        found = error.faults
+    quoted = any(NO_QUOTING in remedy for remedy in [f.remedy for f in found] + [d.remedy for d in faults.decisions()])
+    return pa.concat_tables(parts) if parts else pa.table({}), found, quoted
+
+
+def _csv(copy: Path, form: FileForm, log: Path) -> tuple[pa.Table, Sequence[Fault], FileForm]:
+    """(rows, faults, the form). Where some quotes are never closed, quotes are plain characters."""
+
+    def read(form: FileForm) -> tuple[pa.Table, Sequence[Fault], bool]:
+        names = list(form.columns) or column_names(copy, form)
+        return _rows(copy, form, log, {name for name in names if name and names.count(name) == 1})
+
+    table, faults, quoted = read(form)
+    if quoted:
+        unquoted = replace(form, quoting=False)
+        rows, others, _ = read(unquoted)
+        if sum(one.rows for one in others) <= sum(one.rows for one in faults):
+            table, faults, form = rows, others, unquoted
+    great = frozenset(name for name in table.column_names if _great(table[name]))
+    if great:
+        form = replace(form, texts=great)
+        table, faults, _ = read(form)
+    return table, faults, form
+
+
+def _mixed(table: pa.Table, fault: Fault, rows: int) -> str:
+    kind = table[fault.column].type
+    what = "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else "value of the others' kind"
+    return f"'{fault.column}': {fault.rows:,} of {rows:,} cells hold no {what}, such as {fault.value!r:.40}"
+
+
+def _refused(faults: Sequence[Fault]) -> tuple[str, ...]:
+    return tuple(f"{one.rows:,} lines of the sample are no rows, such as {one.value!r}: {LEFT_OUT}" for one in faults)
 
 
 def _great(column: pa.ChunkedArray) -> bool:
@@ -276,36 +286,6 @@ def _great(column: pa.ChunkedArray) -> bool:
     numbers = column.drop_null().to_numpy()
     return bool(len(numbers) and np.isfinite(numbers).all() and (numbers == np.floor(numbers)).all()
                 and np.abs(numbers).max() >= 2**53)  # fmt: skip
-
-
-def _json(raw: bytes) -> tuple[pa.Table, frozenset[str]]:
-    """(JSON lines as a table, its columns with values of several kinds). Those are texts, as in a CSV, and so are
-    whole numbers beyond 64 bits. A few lines that are no objects are left out."""
-    try:
-        if _FIRST_NULL.match(raw) is not None or _NULL.search(raw) is not None:
-            raise pa.ArrowInvalid("a line is null")
-        options = pajson.ReadOptions(block_size=max(len(raw) + 1, 1 << 20))
-        return pajson.read_json(pa.BufferReader(raw), options), frozenset()
-    except pa.ArrowInvalid:
-        rows, lines = [], [line for line in raw.splitlines() if line.strip()]
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            rows += [row] if isinstance(row, dict) else []
-        if len(rows) < (1 - MOST_STRAY) * len(lines):
-            raise
-    columns, mixed = {}, set()
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            mixed.add(name)
-            texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
-            columns[name] = pa.array(texts, pa.string())
-    return pa.table(columns), frozenset(mixed)
 
 
 def _separator(lines: Sequence[str], usual: str) -> str:
@@ -324,59 +304,45 @@ def _separator(lines: Sequence[str], usual: str) -> str:
 
 def _bytes(files: Sequence[Path]) -> tuple[bytes, bool, Callable[[int], str]]:
     """(whole lines of the sample, with the first file's first line first; is it all; a function that tells how)."""
-    size = files[0].stat().st_size
-    packed = Ending.of(files[0]).compressed
-    first = _lines(files[0], 0, HEAD_ROWS + 1, _ROW_BYTES, packed)
-    at_end = len(first) >= size if not packed else not _more(files[0], len(first))
-    if at_end and len(files) == 1:
+    first, more = _lines(files[0], 0, HEAD_ROWS + 1, _ROW_BYTES)
+    if not more and len(files) == 1:
         return first, True, lambda rows: f"all {rows:,} rows"
-    if packed and len(files) == 1:
-        return first, False, lambda rows: f"the first {rows:,} rows (a compressed text is read from its beginning)"
     parts = [first]
-    if len(files) == 1:
-        a_row = len(first) / max(first.count(b"\n"), 1)
-        stretch = min(int(SPREAD_ROWS * a_row), _ROW_BYTES // STRETCHES)
-        if size - len(first) <= STRETCHES * stretch:
-            parts.append(_lines(files[0], len(first), 1 << 60, size, packed))
-            return b"".join(parts), True, lambda rows: f"all {rows:,} rows"
-        spots = np.linspace(len(first), size - stretch, STRETCHES)
-        parts += [_lines(files[0], int(spot), 1 << 60, stretch, packed) for spot in spots]
-    else:
+    if len(files) > 1:
         top = first.split(b"\n", 1)[0]
         for i in sorted({int(i) for i in np.linspace(1, len(files) - 1, STRETCHES)}):
-            part = _lines(files[i], 0, SPREAD_ROWS, _ROW_BYTES // STRETCHES, packed)
+            part = _lines(files[i], 0, SPREAD_ROWS, _ROW_BYTES // STRETCHES)[0]
             begin, _, rest = part.partition(b"\n")
             parts.append(rest if begin == top else part)
+    elif Ending.of(files[0]).compressed:
+        return first, False, lambda rows: f"the first {rows:,} rows (a compressed text is read from its beginning)"
+    else:
+        size, a_row = files[0].stat().st_size, len(first) / max(first.count(b"\n"), 1)
+        stretch = min(int(SPREAD_ROWS * a_row), _ROW_BYTES // STRETCHES)
+        if size - len(first) <= STRETCHES * stretch:
+            return files[0].read_bytes(), True, lambda rows: f"all {rows:,} rows"
+        spots = np.linspace(len(first), size - stretch, STRETCHES)
+        parts += [_lines(files[0], int(spot), 1 << 60, stretch)[0] for spot in spots]
     raw = b"".join(p if p.endswith(b"\n") or not p else p + b"\n" for p in parts)
     return raw, False, lambda rows: f"{rows:,} rows: the beginning and {len(parts) - 1} stretches over the rest"
 
 
-def _lines(file: Path, start: int, rows: int, most: int, packed: bool) -> bytes:
-    """Whole lines of a file from a byte on: the first that begins at or after it, unless it is the file's first."""
-    if packed:
+def _lines(file: Path, start: int, rows: int, most: int) -> tuple[bytes, bool]:
+    """(whole lines of a file from a byte on: the first that begins at or after it, unless it is the file's first;
+    whether the file goes on). Of a compressed file, from the beginning."""
+    if Ending.of(file).compressed:
         with pa.input_stream(str(file)) as stream:
-            raw: bytes = stream.read(most)
+            raw: bytes = stream.read(most + 1)
     else:
         with file.open("rb") as plain:
             plain.seek(max(start - 1, 0))
             if start:
                 plain.readline()
-            raw = plain.read(most)
-    end = -1
+            raw = plain.read(most + 1)
+    end, more = -1, len(raw) > most
     for _ in range(rows):
         nearest = raw.find(b"\n", end + 1)
-        if nearest < 0:
-            # The last line of a file may lack its end; a line that was cut off is dropped.
-            return raw if len(raw) < most else raw[: end + 1]
+        if nearest < 0:  # the last line of a file may lack its end; a line that was cut off is dropped
+            return raw[: end + 1] if more else raw, more
         end = nearest
-    return raw[: end + 1]
-
-
-def _more(file: Path, read: int) -> bool:
-    with pa.input_stream(str(file)) as stream:
-        got = 0
-        while chunk := stream.read(1 << 22):
-            got += len(chunk)
-            if got > read:
-                return True
-    return False
+    return raw[: end + 1], more or end + 1 < len(raw)

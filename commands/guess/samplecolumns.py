@@ -138,6 +138,19 @@ class Column:
             return False
         return set(np.unique(self.flags[self.there])) == {0.0, 1.0}
 
+    @cached_property
+    def is_wordy(self) -> bool:
+        """Whether many of its texts are several words, a list, or a number with a decimal comma."""
+        parted = pc.match_substring_regex(self.values, r"[\s,;|]") if self.is_text and self.distinct else None
+        return parted is not None and (pc.mean(parted).as_py() or 0) > 0.2
+
+    @cached_property
+    def has_commas(self) -> bool:
+        """Whether its texts are numbers with a decimal comma."""
+        if not self.is_text or self.is_numeric or not self.distinct:
+            return False
+        return bool(pc.all(pc.match_substring_regex(self.values, r"^\s*(-?\d+(\.\d{3})*(,\d{1,4})?)?\s*$")).as_py())
+
     @property
     def flags(self) -> F64:
         """(n,) its numbers, or 0 and 1 for words that say no and yes."""

@@ -39,7 +39,7 @@ def sides_beside(log: Path, ids: dict[str, Column], sample: Sample) -> tuple[lis
             side = read_sample(file)
         except LogError:
             continue
-        if not side.header or side.separator is not None:
+        if side.form.columns or side.form.separator is not None:
             continue
         for of, column in ids.items():
             if column.name not in side.table.column_names:

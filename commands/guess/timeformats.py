@@ -8,10 +8,13 @@ when *every* value of it reads as a time between 1990 and 2100.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from commands.guess.samplecolumns import Column
@@ -29,18 +32,16 @@ _DIGITS = {"%y%m%d%H": (8, 3_600_000), "%Y%m%d": (8, DAY_MS), "%Y%m%d%H": (10, 3
     "%Y%m%d%H%M%S": (14, 1000),
 }
 """Times written in digits: (how many, the resolution in ms)."""
-_TEXTS = {
-    "%m/%d/%Y %I:%M:%S %p": 1000,
-    "%m/%d/%Y %H:%M:%S": 1000,
-    "%d/%m/%Y %H:%M:%S": 1000,
-    "%d.%m.%Y %H:%M:%S": 1000,
-    "%Y/%m/%d %H:%M:%S": 1000,
+_DAYS = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d-%m-%Y", "%Y.%m.%d")
+_CLOCKS = {" %I:%M:%S %p": 1000, " %H:%M:%S": 1000, " %H:%M": 60_000, "": DAY_MS}
+_TEXTS = {day + clock: grain for day in _DAYS for clock, grain in _CLOCKS.items()} | {
+    **{f"{day}/%H:%M:%S": 1000 for day in (*_DAYS, "%Y-%m-%d")},
+    **{f"{day}/%H:%M": 60_000 for day in (*_DAYS, "%Y-%m-%d")},
     "%d/%b/%Y:%H:%M:%S %z": 1000,
     "%m %d, %Y": DAY_MS,
-    "%Y/%m/%d": DAY_MS,
-    "%m/%d/%Y": DAY_MS,
-    "%d.%m.%Y": DAY_MS,
 }
+"""Formats of texts, and the resolution in ms."""
+_ZONE = r"[\d. ](?P<zone>[+-]\d\d:?\d\d)$"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class TimeColumn:
     grain_ms: int
     never: float | None = None
     """The number that stands for 'did not happen', where a column of numbers has one: -1 or 0."""
+    also: str | None = None
+    """Another format in which all its texts are times."""
+    zones: tuple[str, ...] = ()
+    """The offsets from UTC, or the zone's name, that the values name, the most frequent first."""
 
     @property
     def there(self) -> NDArray[np.bool_]:
@@ -67,7 +72,9 @@ def times_of(column: Column) -> TimeColumn | None:
     if column.is_temporal:
         ms = column.numbers
         grain = DAY_MS if pa.types.is_date(column.kind) else _grain(ms[column.there])
-        return _checked(np.where(column.there, ms, -1.0), None, None, grain)
+        times = _checked(np.where(column.there, ms, -1.0), None, None, grain)
+        zone = getattr(column.kind, "tz", None)
+        return times if times is None or zone in (None, "UTC") else replace(times, zones=(zone,))
     if column.is_numeric:
         return _of_numbers(column)
     return _of_texts(column) if column.is_text else None
@@ -127,14 +134,31 @@ def _of_texts(column: Column) -> TimeColumn | None:
             ms = np.full(len(column.counts), np.nan)
             ms[kept] = found
             stamps = np.where(column.there, ms[column.codes], np.nan)
-            return _checked(stamps, None, form or None, grain or _grain(found))
+            times = _checked(stamps, None, form or None, grain or _grain(found))
+            other = _swapped(form)
+            also = other if other != form and _read(texts, other) is not None else None
+            return times and replace(times, also=also, zones=_zones(column))
     return None
+
+
+def _swapped(form: str) -> str:
+    """The format with day and month in each other's place."""
+    return re.sub(r"%([md])(.)%([md])", r"%\3\2%\1", form)
+
+
+def _zones(column: Column) -> tuple[str, ...]:
+    counts = Counter[str]()
+    found = pc.struct_field(pc.extract_regex(column.values, _ZONE), "zone").to_pylist()
+    for zone, rows in zip(found, column.counts.tolist(), strict=False):
+        if zone:
+            counts[f"{zone[:3]}:{zone[-2:]}"] += rows
+    return tuple(zone for zone, _ in counts.most_common())
 
 
 def _read(values: pa.Array, form: str) -> NDArray[np.float64] | None:
     """Unix ms of values in a strptime format (empty: ISO 8601), NaN where there is none; None where one is no time."""
     clock = Clock(strptime=form)
-    if to_ms(values.slice(0, 50), clock)[1].any():
+    if any(to_ms(values.slice(0, few), clock)[1].any() for few in (1, 50)):
         return None
     ms, wrong = to_ms(values, clock)
     return None if wrong.any() else ms.cast(pa.float64()).to_numpy(zero_copy_only=False)

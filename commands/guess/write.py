@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,15 @@ import numpy as np
 
 from commands.guess.guess import FoundField, SchemaFindings, find
 from commands.guess.outcomes import LeftOut
-from commands.guess.roles import ColumnRole
+from commands.guess.roles import ColumnRole, free_name
 from commands.guess.timeformats import TimeColumn
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError
+from millrace.contracts.logforms import NAMED
 from millrace.contracts.schema import BLANK, MAX_COLUMNS, Schema, parse_schema
 from millrace.logs.frames import Frame, Log, as_file, log_parts
 
-_NAMED = {
-    "%y%m%d%H": "yymmddhh",
-    "%Y%m%d": "yyyymmdd",
-    "%Y%m%d%H": "yyyymmddhh",
-    "%m/%d/%Y %I:%M:%S %p": "mind",
-}
+_NAMED = {form: name for name, form in NAMED.items()}
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Guess:
         count = {of: sum(one.of == of for one in found.fields) for of in ("user", "item", "context")}
         lines.append("fields: " + ", ".join(f"{n} of the {of}" for of, n in count.items()))
         lines += [f"left out as an outcome: {name}: {verdict.why}" for name, verdict in self.outcomes.items()]
+        lines += [f"could be an outcome: {name} >= {bound}" for name, bound in _thresholds(found).items()]
         return lines
 
 
@@ -93,7 +91,7 @@ def schema_text(path: Path, found: SchemaFindings) -> str:
     for side in found.sides:
         lines += ["", "[[join]]", f"file = {_quoted(side.file)}", f"on = {_quoted(side.on)}"]
         lines[-1] += f"  # one row for each; it has {side.match:.1%} of the sample's"
-    lines += ["", *_fields(found), *_windows(found)]
+    lines += ["", *_fields(found), *_windows(found), *_offered(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -152,39 +150,51 @@ def _of_label(role: ColumnRole) -> str:
 
 
 def _offset(found: SchemaFindings) -> list[str]:
-    hours = found.offset_hours
+    hours, times = found.offset_hours, found.time
     if hours:
         role = found.roles.day
         return [f'utc_offset = "{hours:+03d}:00"  # {role.name} is {role.why}']
-    return ['utc_offset = "+00:00"  # hours and days are local: write the shop\'s offset if it is another']
+    zones = () if times is None else times.zones
+    if zones and zones[0][0] in "+-" and zones != ("+00:00",):
+        said = f"as '{found.roles.time.name}' says in each row"
+        if len(zones) > 1:
+            said = f"'{found.roles.time.name}' has {', '.join(zones)}: hours and days of all rows are in this one"
+        return [f'utc_offset = "{zones[0]}"  # {said}']
+    zone = f"'{found.roles.time.name}' is of {zones[0]}; " if zones and zones[0][0] not in "+-" else ""
+    return [f'utc_offset = "+00:00"  # {zone}hours and days are local: write the shop\'s offset if it is another']
 
 
 # -- [log] -----------------------------------------------------------------------------------------------------------
 
 
 def _log(found: SchemaFindings) -> list[str]:
-    roles, sample = found.roles, found.sample
+    roles, form = found.roles, found.sample.form
     lines = ["[log]"]
-    if not sample.header:
-        names = ", ".join(_quoted(n) for n in sample.table.column_names)
+    if form.columns:
+        names = ", ".join(_quoted(n) for n in form.columns)
         lines.append(f"columns = [{names}]  # the file has no header line: give them names that say more")
-    if sample.separator is not None:
-        lines.append(f"separator = {_quoted(sample.separator)}")
-    if not sample.quoting:
+    if form.separator is not None:
+        lines.append(f"separator = {_quoted(form.separator)}")
+    if not form.quoting:
         lines.append("quoting = false  # a quote is a letter of the text: some are never closed")
-    if sample.encoding is not None:
-        lines.append(f"encoding = {_quoted(sample.encoding)}  # it is no UTF-8")
-    great = (found.roles.used | {*found.identity, *(one.name for one in found.fields)}) & sample.great
+    if form.encoding != "utf-8":
+        lines.append(f"encoding = {_quoted(form.encoding)}  # it is no UTF-8")
+    great = (found.roles.used | {*found.identity, *(one.name for one in found.fields)}) & form.texts
     if great:
         lines.append(f"texts = {json.dumps(sorted(great))}  # ids beyond 64 bits: as numbers, many would be one")
     lines += _time(found)
     lines.append(_role("user", roles.user))
+    if roles.account.name is not None:
+        both = ", ".join(_quoted(name) for name in (roles.account.name, roles.user.name or ""))
+        lines[-1] = f"user = [{both}]  # {roles.account.why}"
     if roles.pairs.name is not None:
         lines.append(f"pairs = {_quoted(roles.pairs.name)}  # {roles.pairs.why}")
         lines.append(f"item = {_quoted(found.item or '')}  # made of the pairs, as is the label")
         lines.append(f"label = {_quoted(found.label or '')}")
     elif roles.listed:
         lines.append(f"items = {_quoted(roles.item.name or '')}  # {roles.item.why}")
+        if roles.list_separator != " ":
+            lines.append(f"list_separator = {_quoted(roles.list_separator)}")
         kind, role = ("labels", roles.labels) if roles.labels.name else ("clicked", roles.clicked)
         lines.append(f"{kind} = {_quoted(role.name or '')}  # {role.why}")
         lines.append(f"item = {_quoted(found.item or '')}  # made of the lists, as is the label")
@@ -192,7 +202,17 @@ def _log(found: SchemaFindings) -> list[str]:
     else:
         lines.append(_role("item", roles.item))
         lines.append(_role("label", roles.label))
-    for name, role in (("day", roles.day), ("request", roles.request), ("position", roles.position)):
+    page = free_name("page", found.sample.table.column_names)
+    if roles.page:
+        lines.append(
+            f"request = {_quoted(page)}  # made: rows of one {' and '.join(roles.page)} are proposed as a page"
+        )
+    combined = {page: roles.page, str(roles.time.name): roles.clock}
+    joined = [f"{name} = [{', '.join(map(_quoted, of))}]" for name, of in combined.items() if of]
+    if joined:
+        lines.append(f"combine = {{ {', '.join(joined)} }}")
+    for name, role in (("day", roles.day), ("request", roles.request), ("position", roles.position),
+                       ("born", roles.born)):  # fmt: skip
         if role.name is not None:
             lines.append(_role(name, role))
     if found.identity:
@@ -214,8 +234,10 @@ def _role(name: str, role: ColumnRole) -> str:
 def _time(found: SchemaFindings) -> list[str]:
     role = found.roles.time
     lines = [_role("time", role)]
-    times = found.times.get(role.name or "")
+    times = found.time
     if times is not None:
+        if times.also is not None:
+            lines[0] += f"; all of them could also be {times.also}"
         first, last = (_day(int(ms)) for ms in (times.ms.min(), times.ms.max()))
         lines[0] += f"; {first} to {last}"
         if times.unit not in (None, "ms"):
@@ -297,18 +319,20 @@ def _fields(found: SchemaFindings) -> list[str]:
 def _derived(found: SchemaFindings) -> list[str]:
     lines: list[str] = []
     names = {one.name for one in found.fields}
-    times = found.times.get(found.roles.time.name or "")
+    times = found.time
     if times is not None and times.grain_ms < DAY_MS and found.span_days >= 0.5 and "hour" not in found.columns:
         lines += _entry("hour", "context", "of the time, local")
     if times is not None and found.span_days >= 6 and "weekday" not in names | set(found.columns):
         lines += _entry("weekday", "context", "of the time, local")
+    if found.roles.born.name is not None:
+        lines += _entry("age_days", "item", f"from '{found.roles.born.name}' to the exposure", 'kind = "numeric"')
     if found.roles.position.name is not None:
         lines += _entry("position", "context", "known when learning, not when a page is ranked", "bias = true")
     return lines
 
 
 def _windows(found: SchemaFindings) -> list[str]:
-    days, times = found.span_days, found.times.get(found.roles.time.name or "")
+    days, times = found.span_days, found.time
     coarse = times is not None and times.grain_ms >= 3_600_000
     old = _item_hours(found)
     brief = days >= 2 and old is not None and old <= min(24.0, 24 * days / 4)
@@ -353,10 +377,47 @@ def _windows(found: SchemaFindings) -> list[str]:
     return lines
 
 
+def _offered(found: SchemaFindings) -> list[str]:
+    """Amounts that come of an exposure, as outcomes with a threshold: to be taken by a person."""
+    bounds = _thresholds(found)
+    if not bounds:
+        return []
+    event = next((a for a in ("collect", "cart", "purchase") if a not in found.roles.actions), "purchase")
+    lines = [
+        "",
+        "# What could be an outcome: take the # of its lines away. A live loop learns it from an event of yours; write",
+        f'# event = "{event}" and within = "30min" in place of column and at_least.',
+    ]
+    for name, bound in bounds.items():
+        on = "click" if found.outcomes[name].kind == "only-with-label" else "page"
+        lines += [
+            "# [[outcome]]",
+            f"# name = {_quoted(re.sub('[^a-z0-9_]', '_', f'long_{name.lower()}')[:40])}"
+            f"  # {name} >= {bound}, as half of those above 0 are",
+            f'# on = "{on}"',
+            f"# column = {_quoted(name)}",
+            f"# at_least = {bound}",
+        ]
+    return lines
+
+
+def _thresholds(found: SchemaFindings) -> dict[str, str]:
+    """Names of outcomes that are amounts -> a round number near their middle, where they are above 0."""
+    out = {}
+    for name in found.outcomes:
+        column = found.columns[name]
+        some = column.numbers[column.there & (column.numbers > 0)] if column.is_numeric else np.zeros(0)
+        if len(np.unique(some)) > 10 and not (column.numbers < 0).any():
+            middle = float(np.median(some))
+            size = 10.0 ** np.floor(np.log10(middle))
+            out[name] = f"{min((1, 2, 3, 5, 10), key=lambda n: abs(n * size - middle)) * size:.15g}"
+    return out
+
+
 def _item_hours(found: SchemaFindings) -> float | None:
     """Hours from an item's first exposure in the sample within which half of its later ones come; None: too few items
     have several."""
-    times = found.times.get(found.roles.time.name or "")
+    times = found.time
     if times is None or found.item is None:
         return None
     code = found.columns[found.item].codes

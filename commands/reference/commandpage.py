@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from inspect import Parameter
+from typing import NamedTuple
 
 from cyclopts import App
 
@@ -13,19 +15,40 @@ from millrace.basics.errors import EXIT_CODES
 _HEAD = """# Commands
 
 This page is made by `millrace dev reference --out docs/`; do not edit it. `millrace --install-completion` lets your
-shell complete them. `--data` is everywhere the folder of the loop; `--json` prints the result as one JSON value.
+shell complete them. A flag `--[no-]NAME` has both forms. A command lists [common flags](#common-flags) by name only.
+An asterisk marks what it requires; code in parentheses is the default.
 
 ## Exit codes
 
 | code | meaning |
 |---|---|
 """
+_COMMON = "\n## Common flags\n\n"
+_OFTEN = 2
+"""A flag that more commands have, in the same words, is common; of two with one name that of more commands."""
+
+
+class Flag(NamedTuple):
+    """A flag or an argument, as the page says it: equal ones of several commands are said once."""
+
+    name: str
+    about: str
+    default: str
+
+    def line(self, required: bool) -> str:
+        about = f": {self.about}" if self.about else ""
+        return f"- `{self.name}`{'*' if required else ''}{about}{f' (`{self.default}`)' if self.default else ''}\n"
 
 
 def page(app: App) -> str:
     """The page as Markdown."""
     codes = "".join(f"| {code} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
-    return f"{_HEAD}{codes}{''.join(_command(words, command) for words, command in commands(app))}"
+    found = list(commands(app))
+    uses = Counter(flag for _, command in found for flag, _ in _flags(command))
+    oftenest = {flag.name: flag for flag, n in reversed(uses.most_common()) if n > _OFTEN}
+    common = {flag for flag in uses if oftenest.get(flag.name) == flag}
+    flags = "".join(flag.line(False) for flag in uses if flag in common)
+    return f"{_HEAD}{codes}{_COMMON}{flags}{''.join(_command(words, one, common) for words, one in found)}"
 
 
 def commands(app: App, before: str = "millrace") -> Iterator[tuple[str, App]]:
@@ -37,29 +60,40 @@ def commands(app: App, before: str = "millrace") -> Iterator[tuple[str, App]]:
             yield from commands(app[name], words)
 
 
-def _command(words: str, command: App) -> str:
+def _command(words: str, command: App, common: set[Flag]) -> str:
     mark = "##" if words.count(" ") == 1 else "###"
     about = " ".join((command.help or "").partition("\n    Parameters\n")[0].split())
-    text = f"\n{mark} {words}\n\n{about}\n"
+    flags = _flags(command)
+    named = [f"`{flag.name}`{'*' if required else ''}" for flag, required in flags if flag in common]
+    own = "".join(flag.line(required) for flag, required in flags if flag not in common)
+    shared = f"- {', '.join(named)}\n" if named else ""
+    return f"\n{mark} {words}\n\n{about}\n" + (f"\n{own}{shared}" if flags else "")
+
+
+def _flags(command: App) -> list[tuple[Flag, bool]]:
+    """What a command takes, each with whether it must be given."""
     if command.default_command is None:
-        return text
-    rows = [
-        f"| {_name(names, positional)} | {_cell(about)} | {'**required**' if required else _cell(default)} |\n"
-        for names, positional, about, required, default in (
-            (a.names, a.field_info.is_positional, a.parameter.help or "", a.required, _default(a.field_info.default))
-            for a in command.assemble_argument_collection(parse_docstring=True)
+        return []
+    return [
+        (
+            Flag(
+                _name(a.names, a.field_info.is_positional),
+                " ".join((a.parameter.help or "").split()),
+                _default(a.field_info.default),
+            ),
+            a.required,
         )
+        for a in command.assemble_argument_collection(parse_docstring=True)
     ]
-    return text + ("\n| | | default |\n|---|---|---|\n" + "".join(rows) if rows else "")
 
 
 def _name(names: tuple[str, ...], positional: bool) -> str:
-    return f"`{names[0].lstrip('-').upper()}`" if positional else ", ".join(f"`{name}`" for name in names)
+    """A flag that is on or off has a second name, by which it is switched off."""
+    name, *off = names
+    if positional:
+        return name.lstrip("-").upper()
+    return f"--[no-]{name.removeprefix('--')}" if off else name
 
 
 def _default(value: object) -> str:
-    return "" if value in (None, False, "", Parameter.empty) else f"`{value}`"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return "" if value in (None, False, "", Parameter.empty) else str(value)

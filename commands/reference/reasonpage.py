@@ -11,9 +11,8 @@ _HEAD = """# Dead letters
 
 `millrace dev reference --out docs/` makes this page from `millrace/contracts/dead_letter_reasons.py`; do not edit it.
 
-A message that cannot be used is never dropped silently and never ends a role. It becomes a *dead letter*: a message
-on the topic `dead-letters` with the reason, a line of detail, its place (topic, partition, offset) and the message
-itself. Dead letters are kept for 30 days.
+A message that cannot be used becomes a *dead letter*: a message on the topic `dead-letters` with the reason, a line of
+detail, its place (topic, partition, offset) and the message itself. Dead letters are kept for 30 days.
 
 ```console
 $ millrace data dead-letters --last 1
@@ -27,16 +26,13 @@ bad-item  items, partition 0, offset 511
   mend: send the item again with the value corrected; what was known of it stays until then
 ```
 
-- The command finds the broker of the loop in `--data`; `--kafka` names another. `--reason bad-item` prints one alone.
 - `exposures` were lost with the message. Those of `malformed`, `wrong-type` and `oversized` cannot be counted.
-- A place identifies a dead letter. After a crash it may be written twice; the command counts it once.
-- Messages are whole up to 256 KiB, in base64 (`raw`).
+- A place identifies a dead letter, which may be written twice. Messages are whole up to 256 KiB, in base64 (`raw`).
 - `millrace_dead_letters_total{reason}` counts them. The log has one line a minute for each reason at most.
-- To send a corrected message, send it again the way it came. An event must come while its page lives.
+- Send a corrected message again the way it came. An event must come while its page lives.
 - `bad-page-log`, `bad-item-tiles` and `bad-samples` mean that roles have different schemas or versions.
 
-Duplicates are no dead letters (`millrace_duplicates_dropped_total`). Messages that the intake refused never reach
-Kafka. Lost page logs are counted by the scorer (`millrace_log_lost_pages_total`).
+Duplicates are no dead letters, nor are messages that the intake refused, and lost page logs.
 
 ## Reasons
 

@@ -18,12 +18,12 @@ _HEAD = """# Settings
 
 This page is made from `millrace/contracts/settings.py` by `millrace dev reference --out docs/`; do not edit it.
 
-A setting comes from, in this order: a flag of the command, the variable `MILLRACE_<NAME>`, a settings file, the
-default. They are read once, at the start of a process. The file is the one that `MILLRACE_CONFIG` names (empty: none),
-else `millrace.toml` in the folder of the loop, else in the current folder. `millrace init` writes one with every
-setting commented out; `millrace config show` prints each value with its origin, `millrace config check` every mistake.
+A setting comes from, in this order: a flag, the variable `MILLRACE_<NAME>`, a settings file, the default. They are read
+once, at the start of a process. The file is the one that `MILLRACE_CONFIG` names (empty: none), else `millrace.toml` in
+the folder of the loop, else in the current folder. `millrace init` writes one, `millrace config show` prints each value
+with its origin, `millrace config check` every mistake.
 
-A name is the same in the file, below its section, and in the environment, in capitals. A relative path in a file is
+`MILLRACE_LOG_FORMAT` of the environment is `log_format` in the file, below its section. A relative path in a file is
 relative to the file. In the environment a table is a JSON object, or short: `user=1000,item=20000`,
 `kind:business|consumer;seller:1`. Times of the *event* clock say so; all others are wall time.
 """
@@ -63,10 +63,10 @@ def page() -> str:
     out = [_HEAD]
     for section, about in ABOUT.items():
         out += [f"{'' if len(out) == 1 else chr(10)}## [{section}]\n\n{about}\n"]
-        out += ["| setting | variable | type | default | |", "|---|---|---|---|---|"]
+        out += ["| variable | type (default) | |", "|---|---|---|"]
         for row in rows(section):
-            default = f"`{as_toml(row.default)}`" if row.default not in ("", {}) else ""
-            cells = (f"`{row.name}`", f"`{variable(row.name)}`", row.type, default, row.meaning)
+            default = f" (`{as_toml(row.default)}`)" if row.default not in ("", {}) else ""
+            cells = (f"`{variable(row.name)}`", row.type + default, row.meaning)
             out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(out) + "\n"
 

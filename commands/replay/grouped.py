@@ -92,11 +92,17 @@ class GroupedRows:
         self._first = np.searchsorted(ts_ms, ts_ms[row], side="left").astype(np.intp)
         self.cuts = np.unique(self._first)
 
-    def put(self, rows: NDArray[np.intp], num: NDArray[np.float32], p: NDArray[np.float32]) -> None:
+    def lie_in(self, array: Callable[[str, tuple[int, ...]], NDArray[np.float32]]) -> None:
+        """Frozen scores lie in an array of a name and shape, which may have those of an earlier run."""
+        if self._frozen is not None:
+            self._frozen = array("frozen", self._frozen.shape)
+
+    def put(self, rows: NDArray[np.intp], num: NDArray[np.float32], p: NDArray[np.float32] | None = None) -> None:
         """Takes scores ``p`` (b,) of rows that :meth:`starting` gave, from frozen ``num`` (b, N), by the model at the
-        cut."""
+        cut; None: they are there."""
         assert self._frozen is not None
-        self._frozen[rows] = p
+        if p is not None:
+            self._frozen[rows] = p
         if self._watched is not None:
             self._watched[rows] = num[:, self._column]
 

@@ -167,7 +167,7 @@ class Model:
             rows = _table(rows)
         frame = Frame(rows)
         if not labelled:
-            wanted = Wanted(self._reads, self._log).raw
+            wanted = Wanted(self._reads, self._log).raw or set()
             given = frame.columns([name for name in frame.names if name in wanted])
             table = given if isinstance(given, pa.Table) else given.to_arrow_table()
             unknown = {name: pa.nulls(table.num_rows, pa.int64()) for name in self._log.action_times.values()}

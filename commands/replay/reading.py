@@ -10,14 +10,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from millrace.basics.atomic_files import scratch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
 from millrace.logs.frames import Frame, Log
+from millrace.logs.imported import ImportedLog
+from millrace.logs.importing import import_log
+from millrace.reports.progress import bars
 
 
 @contextmanager
@@ -34,11 +39,25 @@ def reading(
         LogError, SchemaError: as :func:`~millrace.logs.read_log`.
     """
     above = None if folder is None else next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".log-", dir=above, ignore_cleanup_errors=True) as spool:
-        table = read_log(log, schema, skip_bad=skip_bad, spool=Path(spool), now_ms=int(time.time() * 1000))
+    with scratch(above or Path(tempfile.gettempdir()), "log") as spool:
+        now_ms = int(time.time() * 1000)
+        with bars(say) as tick:
+            table = read_log(log, schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, tick=partial(tick, "reading"))
         if say:
             say_decisions(table)
         yield table
+
+
+def import_into(log: Path | Sequence[Path], schema: Path, out: Path, *, skip_bad: bool = False) -> ImportedLog:
+    """As :func:`~millrace.logs.importing.import_log`, with progress; prints what was decided."""
+    paths = [log] if isinstance(log, Path) else list(log)
+    with bars() as tick:
+        made = import_log(paths, load_schema(schema), out, skip_bad=skip_bad, now_ms=int(time.time() * 1000), tick=tick)
+    rows = sum(day.rows for day in made.days)
+    console = Console()
+    for line in (*made.notes, f"{rows:,} rows of {len(made.days):,} days in {out}"):
+        console.print(line, highlight=False, markup=False)
+    return made
 
 
 def say_decisions(table: LogTable) -> None:

@@ -20,7 +20,7 @@ The report is bit-identical for the same log, schema, model and seed. Only run.j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
+from commands.replay.kept import KeptReplay
 from commands.replay.logfeatures import unfit
 from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from commands.replay.outcomefigures import OutcomeScores
@@ -38,13 +39,16 @@ from commands.replay.reading import about, name_of_log, reading, say_decisions
 from commands.replay.replayreport import Baseline, make_report, print_report
 from commands.replay.sidebyside import Runner, Timing
 from commands.replay.steps import steps
+from commands.replay.stretches import Stretches
 from learner.network.dense import threads
+from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
 from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.logs import TS, LogTable
-from millrace.logs.frames import Log, log_parts
+from millrace.logs.frames import Frame, Log, log_parts
+from millrace.logs.imported import imported_of
 from millrace.reports import Plot, calibration_plot, day_plot, make_folder
 from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result, ResultRows
@@ -116,6 +120,7 @@ def replay(
             if baseline is not None:
                 groups.watch(baseline.column)
             outcomes = OutcomeScores.of(plan, learner, n)
+            kept = _kept(parts, plan, folder, learner, batch_rows, labels, skip_bad)
             p = run_log(
                 exposures,
                 plan,
@@ -127,6 +132,7 @@ def replay(
                 baseline,
                 timing,
                 outcomes,
+                kept,
             )
             if outcomes is not None:
                 outcomes.settle(exposures)
@@ -139,6 +145,8 @@ def replay(
         "scoring_seconds": round(timing.scoring, 3),
         "learning_seconds": round(timing.learning, 3),
         "waiting_seconds": round(timing.waiting, 3),
+        "model_mb": learner.nbytes >> 20,
+        "windows_mb": timing.windows_bytes >> 20,
         "rows_per_second": round(len(p) / max(seconds - read_seconds, 1e-9)),
         "seed": seed,
         "spec": learner.spec,
@@ -163,7 +171,10 @@ def replay(
         rates = pa.nulls(len(p), pa.float32()) if baseline is None else pa.array(baseline.scores)
         return ResultRows(pa.table(made | {"baseline": rates}))
 
-    return ReplayResult(scores, report, run, f"Replay of {name_of_log(parts)}", plots, say).written(folder)
+    result = ReplayResult(scores, report, run, f"Replay of {name_of_log(parts)}", plots, say).written(folder)
+    if kept is not None:
+        kept.remove()
+    return result
 
 
 def batch_size(rows: int) -> int:
@@ -192,6 +203,7 @@ def run_log(
     observer: ReplayObserver | None = None,
     timing: Timing | None = None,
     outcomes: OutcomeScores | None = None,
+    kept: KeptReplay | None = None,
 ) -> NDArray[np.float32]:
     """Scores each exposure before ``model`` learns what was not known then. (n,) probabilities, in the log's order.
 
@@ -200,12 +212,31 @@ def run_log(
         groups: is filled with scores of one state, for which some rows are scored again. The result is the same.
         observer: sees what is scored and learnt; the result is the same.
         outcomes: get the predictions of the schema's outcomes, made at the same time, and their labels.
+        kept: the same run, as far as it came before.
     """
     how = replace(how or LabelSettings.of(Settings()), by_page=learns_by_page(model))
-    p = np.empty(log.table.num_rows, np.float32)
-    made = steps(log, schema, batch_rows, how, groups)
-    runner = Runner(model, p, groups, observer, timing or Timing(), outcomes)
-    with closing(runner.run(made)) as run:
+    n = log.table.num_rows
+    p = np.empty(n, np.float32) if kept is None else kept.array("p", (n,))
+    if kept is not None and groups is not None:
+        groups.lie_in(kept.array)
+    if kept is not None and outcomes is not None:
+        outcomes.q = kept.array("q", outcomes.q.shape)
+    made, timing = Stretches(log, schema, how, () if groups is None else groups.cuts), timing or Timing()
+    runner = Runner(model, p, groups, observer, timing, outcomes, kept)
+    with closing(runner.run(steps(log, schema, batch_rows, how, groups, made=made))) as run:
         for scored in run:
             tick(scored)
+    timing.windows_bytes = made.nbytes
     return p
+
+
+def _kept(
+    log: Sequence[Path | Frame], schema: Schema, out: Path | None, model: object, batch_rows: int,
+    labels: LabelSettings, skip_bad: bool,
+) -> KeptReplay | None:  # fmt: skip
+    """Where this replay is; None for a log that is no import, which might change unseen, or a model of one's own."""
+    found = imported_of(log)
+    if found is None or out is None or not isinstance(model, OnlineModel):
+        return None
+    how = (batch_rows, labels.policy, labels.observation_ms, skip_bad, model.spec, model.seed)
+    return KeptReplay(out / "kept", model, found[0].key(schema, *how))

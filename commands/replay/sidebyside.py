@@ -25,12 +25,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from commands.replay.grouped import GroupedRows
+from commands.replay.kept import KeptReplay
 from commands.replay.logsamples import ReplayModel, ReplayObserver
 from commands.replay.outcomefigures import OutcomeScores
 from commands.replay.steps import Step
@@ -45,12 +47,14 @@ MOST_ROWS = 32_768
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds that the parts of a run took. Side by side they add up to more than the run took."""
+    """Seconds that the parts of a run took, and what windows hold at its end. Side by side they add up to more than the
+    run took."""
 
     features: float = 0.0
     scoring: float = 0.0
     learning: float = 0.0
     waiting: float = 0.0  # of the learner, for features or scores
+    windows_bytes: int = 0
 
 
 class StepQueue:
@@ -142,12 +146,17 @@ class Runner:
     observer: ReplayObserver | None = None
     timing: Timing = field(default_factory=Timing)
     outcomes: OutcomeScores | None = None  # get their predictions and labels
+    kept: KeptReplay | None = None  # goes on behind its steps, and is kept on the way
 
     def run(self, steps: Iterator[Step]) -> Generator[int, None, None]:
         """Runs the steps, which another thread makes; yields how many rows are scored, after each micro-batch. Exhaust
         or close it: that ends the threads."""
         with closing(StepQueue(steps, self.timing)) as made:
-            yield from self._beside(made, self.model) if type(self.model) is OnlineModel else self._in_turn(made)
+            to_come = iter(made)
+            for step in islice(to_come, 0 if self.kept is None else self.kept.steps):
+                self._again(step)
+                yield step.scored
+            yield from self._beside(to_come, self.model) if type(self.model) is OnlineModel else self._in_turn(to_come)
 
     def _in_turn(self, steps: Iterable[Step]) -> Iterator[int]:
         for step in steps:
@@ -175,7 +184,7 @@ class Runner:
         with _quick_switches(), ThreadPoolExecutor(1, "scores", begin, given) as scorer:
             model.share(SharedWork(scorer))
             try:
-                for step in steps:
+                for number, step in enumerate(steps, 1 if self.kept is None else self.kept.steps + 1):
                     if step.shown:
                         jobs.append(scorer.submit(self._score, step, still))
                     if step.batch is None:
@@ -188,6 +197,8 @@ class Runner:
                     timing.learning += time.perf_counter() - began - (timing.waiting - waited)
                     still.refresh()
                     self._observe(step)
+                    if self.kept is not None:
+                        self.kept.look(number)
                     yield step.scored
                 wait()
             finally:
@@ -209,6 +220,14 @@ class Runner:
                 assert self.groups is not None
                 self.groups.put(rows, num, p)
         self.timing.scoring += time.perf_counter() - began
+
+    def _again(self, step: Step) -> None:
+        """A step that was scored and learnt before."""
+        if step.batch is not None:
+            self._observe(step)
+        elif self.groups is not None:
+            for rows, _, num in step.shown:
+                self.groups.put(rows, num)
 
     def _observe(self, step: Step) -> None:
         """Shows what was scored and then learnt."""

@@ -62,10 +62,11 @@ def steps(
     how: LabelSettings,
     groups: GroupedRows | None = None,
     rows_at_once: int = CHUNK_ROWS,
+    made: Stretches | None = None,
 ) -> Iterator[Step]:
     """The steps of a run. Rows, batches and features equal those of the plain path, to the bit. ``rows_at_once``: about
-    how many rows features are made of together; the result does not depend on it."""
-    made = Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
+    how many rows features are made of together; the result does not depend on it. ``made``: makes them."""
+    made = made or Stretches(log, schema, how, () if groups is None else groups.cuts, rows_at_once)
     page = page_codes(log, schema) if groups is None else groups.page
     waiting, bias = WaitingBlocks(len(schema.outcome)), schema.layout.bias_columns
     scored = 0

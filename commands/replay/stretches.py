@@ -116,6 +116,11 @@ class Stretches:
             self._acted, self._waiting, self._base = after._acted, after._waiting, after._base + after.n
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the windows, in bytes."""
+        return self._windows.nbytes
+
+    @property
     def waiting(self) -> int:
         """Events that are due later, of rows that were made."""
         return len(self._waiting.row)

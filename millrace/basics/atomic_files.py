@@ -23,15 +23,33 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.(?:([\w-]+)-)?(\d+)\.tmp")
 _MACHINE = re.sub(r"\W", "_", platform.node()) or "machine"
 _ABANDONED_S = 86_400
+_scratches = count()
 
 
 def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
+
+
+@contextmanager
+def scratch(folder: Path, name: str) -> Iterator[Path]:
+    """A folder in ``folder`` for what this process needs for a while. Those of processes that were killed are removed
+    before."""
+    clear_leftovers(folder)
+    made = temporary_beside(folder / f"{name}-{next(_scratches)}")
+    shutil.rmtree(made, ignore_errors=True)  # of a former process with this id
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def write_whole(path: Path, *chunks: bytes | memoryview, durable: bool, replaces: bool = True) -> None:

@@ -37,7 +37,7 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     """How to read an exposure log: which columns mean what. A log has one row an exposure."""
 
     time: str
-    user: str
+    user: str  # in a file also several: see ``users``
     item: str
     label: str
     time_unit: TimeUnit = "ms"
@@ -61,6 +61,7 @@ class LogColumns(Struct, frozen=True, forbid_unknown_fields=True):
     label_at_least: float | None = None  # the label is 1 where its column is at least this
     label_action: str | None = None  # the label is made: 1 where this action has a time
     combine: dict[str, tuple[str, ...]] = {}  # name -> columns whose texts it joins; none: a constant
+    users: tuple[str, ...] = ()  # as ``user`` of a file names them: the first that is there, under the last one's name
 
     # One row a page, with lists of candidates: item and label are made, as are position and request that are not there.
     items: str | None = None
@@ -135,6 +136,7 @@ class OutcomeRule(Struct, frozen=True, forbid_unknown_fields=True):
     on: Literal["page", "click"] = "page"
     event: str | None = None
     column: str | None = None
+    at_least: float | None = None  # the outcome is 1 where its column has at least this
     within: str | None = None
     value: str | None = None  # a numeric field: what the outcome is worth
     policy: OutcomePolicy | None = None  # when it is learnt, and with what weight (millrace/labels)
@@ -160,6 +162,13 @@ def outcome_problems(outcomes: Sequence[OutcomeRule], numeric: Sequence[str]) ->
             yield f"outcome '{one.name}' stands twice", "the click is predicted anyway; name each other one once"
         if (one.event is None) is (one.column is None):
             yield f"outcome '{one.name}' has {'no' if one.event is None else 'an'} event and column", "name one of them"
+        if one.at_least is not None and one.column is None:
+            yield f"outcome '{one.name}' has at_least without a column", "name the column of numbers"
+        if any(one.column and other.column == one.column and other.at_least != one.at_least for other in outcomes):
+            yield (
+                f"outcome '{one.name}' reads '{one.column}' otherwise than another outcome",
+                "use one at_least a column",
+            )
         if one.event is not None and one.event not in ACTIONS[2:]:
             yield f"outcome '{one.name}' is of the event '{one.event}'", f"use {', '.join(ACTIONS[2:])}"
         if one.event is not None and one.within is None:

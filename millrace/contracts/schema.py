@@ -438,7 +438,7 @@ def parse_schema(text: str, source: str = "schema") -> Schema:
         if blank:
             remedy = "write the columns there that the comments of these lines name"
             raise SchemaError(f"{source}: {' and '.join(blank)} under [log] still to be filled in ('{BLANK}')", remedy)
-        schema: Schema = msgspec.convert(_with_days(raw), Schema)
+        schema: Schema = msgspec.convert(_with_users(_with_days(raw)), Schema)
     except msgspec.ValidationError as error:
         raise SchemaError(
             f"{source}: {invalid(error, Schema)}", "correct the entry; docs/reference/schema.md lists them all"
@@ -467,6 +467,14 @@ def _with_days(raw: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"windows.half_lives: {error}") from None
     return {**raw, "windows": {**windows, "half_lives": lives}}
+
+
+def _with_users(raw: dict[str, Any]) -> dict[str, Any]:
+    """The entries with one ``log.user``, the last of several; all of them are in ``log.users``."""
+    log = raw.get("log")
+    if not isinstance(log, dict) or not isinstance(log.get("user"), list) or not log["user"]:
+        return raw
+    return {**raw, "log": {**log, "user": log["user"][-1], "users": log["user"]}}
 
 
 def load_schema(path: Path | str | Schema) -> Schema:

@@ -104,7 +104,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         dict[str, NamedLearner], "more learners, in [model.learners.NAME]; see docs/how-to/try-a-second-model.md"
     ] = {}
     learns_from: Annotated[
-        LearnsFrom, "pages that learners learn from: all; `own`, of their own model; `weighted`, all by their odds"
+        LearnsFrom, "pages that learners learn from: all; `own`, of their own model; `weighted`: all, by 1 / propensity"
     ] = "all"
 
     # [gate]
@@ -132,8 +132,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     arms_value: Annotated[str, "a number of the item that a purchase counts in the live figures of arms, as price"] = ""
     explore: Annotated[
         str,
-        "Pages of the model that are drawn by chance, with logged odds. 0: none. share[,rule[,temperature]], e.g. "
-        "0.05,softmax,0.5; rules: softmax, uniform, swap",
+        "Pages of the model that are drawn by chance, with logged propensities. 0: none. share[,rule[,temperature]],"
+        " e.g. 0.05,softmax,0.5; rules: softmax, uniform, swap",
     ] = "0"
     bought_days: Annotated[NotNegative, "event time: an item that a user bought comes last"] = 7.0
     rerank: Annotated[

@@ -27,17 +27,22 @@ from millrace.logs.log_times import Clock, to_ms
 from millrace.logs.missing_columns import lacking
 from millrace.logs.sorting import TS, of_outcomes, time_columns
 from millrace.logs.unrolled import unroll
-from millrace.logs.values import as_text, flat, mask, missing
+from millrace.logs.values import as_text, first_there, flat, mask, missing
 
 
 class Wanted:
     """The columns to keep, and the columns to read for them. Raises SchemaError when a column has two of the four
-    roles, or the outcome to be predicted is an input."""
+    roles, or the outcome to be predicted is an input.
 
-    def __init__(self, schema: Schema, log: LogColumns) -> None:
-        self.required, self.optional = _columns(schema, log)
+    Args:
+        everything: keeps all columns of the log, fields as they come; only the roles are checked.
+    """
+
+    def __init__(self, schema: Schema, log: LogColumns, everything: bool = False) -> None:
+        self.everything = everything
+        self.required, self.optional = _columns(schema, log, everything)
         made = set(log.combine)
-        sources = {name for names in log.combine.values() for name in names}
+        sources = {name for names in log.combine.values() for name in names} | set(log.users)
         if log.rows_per_day is not None:
             made.add(log.time)
         if log.label_action is not None:
@@ -47,9 +52,12 @@ class Wanted:
             sources |= {n for n in (log.items, log.labels, log.clicked, log.pairs, *log.along) if n is not None}
         self.sources = sources  # sources of made columns: they must be in the log
         self.kept = {*self.required, *self.optional}
+        self.aging = [] if log.born is None or not (everything or "age_days" in self.optional) else [log.born]
+        """The column with birth times, where it is needed."""
         maybe = {n for n in (log.position, log.request) if n is not None} if log.listed else set()
-        self.raw = (self.kept - made) | sources | maybe | {join.on for join in schema.join}
-        """Columns to read from the log's files."""
+        read = (self.kept - made) | sources | maybe | {join.on for join in schema.join}
+        self.raw = None if everything else read
+        """Columns to read from the log's files; None: all."""
 
 
 class Rows:
@@ -92,6 +100,9 @@ class Rows:
         typed = self._typed(columns)
         if typed is None:
             return None
+        if self._wanted.everything:
+            typed = {name: typed.get(name, table[name]) for name in table.column_names} | typed
+            typed[log.time] = typed[TS]
         if faults.bad.any():
             good = pa.array(faults.good)
             faults.leave_out(int(faults.bad.sum()))
@@ -105,6 +116,9 @@ class Rows:
 
     def _made(self, table: pa.Table, row: int) -> pa.Table:
         log = self._log
+        if log.users:
+            at = table.column_names.index(log.user)
+            table = table.set_column(at, log.user, first_there(table[one] for one in log.users))
         for name, of in log.combine.items():
             made = pa.array([""] * table.num_rows) if not of else pc.binary_join_element_wise(
                 *(flat(as_text(table[n])) for n in of), "/", null_handling="replace", null_replacement=""
@@ -145,11 +159,12 @@ class Rows:
             out[TS] = columns[log.time] if made else time_ms(columns[log.time], log.time, self._clock, path, faults)
         if log.label not in broken:
             out[log.label] = labels(columns[log.label], log.label, path, faults, log.label_at_least)
+        at_least = {one.column: one.at_least for one in self._schema.outcome}
         for name in self._schema.outcome_columns:
             if name not in broken:
                 known = pa.array(~missing(columns[name]))
-                out[name] = pc.if_else(known, labels(columns[name], name, path, faults), None)
-        for name in [*actions, *_aging(self._schema, log)]:
+                out[name] = pc.if_else(known, labels(columns[name], name, path, faults, at_least[name]), None)
+        for name in [*actions, *self._wanted.aging]:
             if name not in broken:
                 same = name == log.time and TS in out
                 out[name] = out[TS] if same else time_ms(columns[name], name, self._clock, path, faults)
@@ -163,12 +178,12 @@ class Rows:
                 out[name] = self._later.counted(action, out[name], *about)
         if not broken:
             self._leave_early(out)
-        for field in self._schema.fields:
+        for field in () if self._wanted.everything else self._schema.fields:
             if field.kind == "numeric" and field.name in columns and field.name not in broken:
                 out[field.name] = numbers(columns[field.name], field.name, path, faults)
         if broken:
             return None
-        for name in _aging(self._schema, log):
+        for name in () if self._wanted.everything else self._wanted.aging:
             out["age_days"] = _age_days(out[TS], out[name])
         return {n: c if isinstance(c, pa.ChunkedArray) else pa.chunked_array([c]) for n, c in out.items()}
 
@@ -189,18 +204,13 @@ class Rows:
                 out[log.label] = pc.if_else(early, pa.scalar(0, pa.int8()), flat(out[log.label]))
 
 
-def _aging(schema: Schema, log: LogColumns) -> list[str]:
-    """The column that ages are made of, where the schema has ages and the log names one."""
-    return [] if log.born is None or all(f.name != "age_days" for f in schema.fields) else [log.born]
-
-
 def _age_days(ts_ms: pa.ChunkedArray | pa.Array, born_ms: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Days from birth to exposure; 0 where the birth is unknown or later. (n,)"""
     days = pc.divide(pc.cast(pc.subtract(flat(ts_ms), flat(born_ms)), pa.float64()), float(DAY_MS))
     return pc.cast(pc.fill_null(pc.max_element_wise(days, 0.0), 0.0), pa.float32())
 
 
-def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
+def _columns(schema: Schema, log: LogColumns, everything: bool) -> tuple[list[str], list[str]]:
     """(columns that must be there, columns that are used when there), in the schema's order."""
     roles = {"time": log.time, "user": log.user, "item": log.item, "label": log.label}
     roles |= {"born": log.born} if log.born is not None else {}
@@ -220,12 +230,14 @@ def _columns(schema: Schema, log: LogColumns) -> tuple[list[str], list[str]]:
                               "name its column in log.action_times")  # fmt: skip
     outcomes = {log.label, *log.action_times.values(), *own}
     fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
-    for name in [*fields, *_aging(schema, log)]:
+    fields = [] if everything else fields
+    born = [] if log.born is None or not (everything or "age_days" in fields) else [log.born]
+    for name in [*fields, *born]:
         if name in outcomes:
             raise SchemaError(
                 f"schema '{schema.name}' feeds '{name}', the outcome to be predicted", "take it out of fields and keys"
             )
     named = [log.time, log.user, log.item, log.label, log.day, log.request, log.position, *log.identity]
-    named += [*log.action_times.values(), *_aging(schema, log), *own]
+    named += [*log.action_times.values(), *born, *own]
     required = [n for n in named if n is not None] + [n for n in fields if n not in DERIVED]
     return list(dict.fromkeys(required)), ["age_days"] if "age_days" in fields else []

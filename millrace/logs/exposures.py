@@ -16,15 +16,20 @@ The result is a clean table, or one error that names all faults.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from millrace.basics import durations
 from millrace.basics.arrow_rows import ArrowRows
+from millrace.basics.atomic_files import scratch, write_whole
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.events import LAST_MS
 from millrace.contracts.schema import Schema
@@ -32,12 +37,16 @@ from millrace.logs.cleanrows import Rows, Wanted
 from millrace.logs.columnchecks import iso_day
 from millrace.logs.faults import Decision, Faults
 from millrace.logs.frames import Frame, Log, log_parts
+from millrace.logs.imported import ImportedLog, imported_of
 from millrace.logs.log_files import sources_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
 from millrace.logs.sorting import TS, Sorting
 from millrace.logs.source import STRETCH_ROWS, LogSource
 from millrace.logs.text import FileForm
+
+ROWS = "log.arrow"
+"""The mapped file of a table, in its folder."""
 
 __all__ = ["TS", "LogTable", "local_days", "read_log"]
 
@@ -69,6 +78,8 @@ def read_log(
     spool: Path | None = None,
     now_ms: int | None = None,
     stretch_rows: int = STRETCH_ROWS,
+    everything: bool = False,
+    tick: Callable[[int, int], None] = lambda done, of: None,
 ) -> LogTable:
     """Reads and cleans the log; the rules are in the module's docstring.
 
@@ -79,6 +90,8 @@ def read_log(
             Without it the table is in memory.
         now_ms: the present, to count times of the future.
         stretch_rows: so many rows are read, checked and written at a time.
+        everything: keeps all columns of the log and of its side tables, fields as they come: for an import.
+        tick: called with rows read, and all rows of the log, where they are known.
 
     Raises:
         LogError: no such file, unreadable, empty.
@@ -94,15 +107,18 @@ def read_log(
         raise SchemaError(f"schema '{schema.name}' has no [log] section", "say there which columns mean what")
     if not paths:
         raise LogError("no log is named", "give the path of a log")
+    imported = imported_of(paths)
+    if imported is not None:
+        return _of_import(*imported, schema, skip_bad=skip_bad, spool=spool, now_ms=now_ms, tick=tick)
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log), FileForm.of(log)
+    faults, wanted, form = Faults(name, skip_bad), Wanted(schema, log, everything), FileForm.of(log)
     files = sources_of(paths, {j.file for j in schema.join})
     with TemporaryDirectory(prefix="log-", dir=spool) as made:
         room = Path(made)
-        side = SideTables.read(paths, schema, wanted.kept, faults, room)
+        side = SideTables.read(paths, schema, None if everything else wanted.kept, faults, room)
         rows, plausibility = Rows(paths, schema, wanted, side, faults), Plausibility(schema, faults, now_ms)
         used = {TS, log.day, log.request, *log.action_times.values(), *(f.name for f in schema.fields)}
-        drop = {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
+        drop = set() if everything else {log.time, log.born or log.time} - used  # their places are ts_ms and age_days
         source, sorting = (
             LogSource(files, wanted.raw, form, faults, paths[0], room),
             Sorting(log, tuple(schema.outcome_columns), drop, room),
@@ -117,6 +133,8 @@ def read_log(
         for raw in source.stretches(stretch_rows):
             cleaned = rows.clean(raw, rows_read)
             rows_read += raw.num_rows
+            if source.rows:
+                tick(min(rows_read, source.rows), source.rows)
             if cleaned is None or faults.broken():
                 continue
             columns = pa.table(cleaned[0])
@@ -130,7 +148,7 @@ def read_log(
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:
-            table = mapped(spool / "log.arrow", (_looked(part, plausibility) for part in parts))
+            table = mapped(spool / ROWS, (_looked(part, plausibility) for part in parts))
         if not log.identity:
             plausibility.alike(sorting.alike())
     plausibility.end()
@@ -140,6 +158,43 @@ def read_log(
     return LogTable(
         table, log.user, log.item, log.label, rows_read, copies, notes, decisions, faults.skipped, sorting.ordered
     )
+
+
+def _of_import(
+    imported: ImportedLog, folder: Path, schema: Schema, *, skip_bad: bool, spool: Path | None, **how: Any
+) -> LogTable:
+    """The rows of an import, mapped from a file that the first command with this schema makes."""
+    settled = imported.settled(schema, folder)
+    kept = folder / f"rows-{imported.key(settled, skip_bad)}.arrow"
+    if kept.exists():
+        said = msgspec.json.decode(kept.with_suffix(".json").read_bytes(), type=_Said)
+        table = opened(kept)
+    else:
+        with ExitStack() as ours:
+            if os.access(folder, os.W_OK):
+                spool = ours.enter_context(scratch(folder, kept.stem))
+            read = read_log(imported.files(folder), settled, skip_bad=skip_bad, spool=spool, **how)
+            notes = [note for note in read.notes if note not in imported.notes]
+            said = _Said(notes, list(dict.fromkeys((*imported.decisions, *read.decisions))), read.skipped)
+            table = read.table
+            if spool is not None and spool.parent == folder:
+                write_whole(kept.with_suffix(".json"), msgspec.json.encode(said), durable=False)
+                (spool / ROWS).replace(kept)
+    log, skipped = settled.log, imported.skipped + said.skipped
+    assert log is not None
+    return LogTable(
+        table, log.user, log.item, log.label, imported.rows_read, imported.duplicates,
+        (*imported.notes, *imported.changed(), *said.notes),
+        tuple(said.decisions), skipped, True,
+    )  # fmt: skip
+
+
+class _Said(msgspec.Struct):
+    """What was said of rows that are kept."""
+
+    notes: list[str]
+    decisions: list[Decision]
+    skipped: int
 
 
 def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:

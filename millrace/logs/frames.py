@@ -123,6 +123,7 @@ class FrameRows:
     def __init__(self, frame: Frame, names: list[str]) -> None:
         self.path, self.names, self._names = frame, frame.names, names
         self._rows = frame.columns(names)
+        self.rows: int = self._rows.num_rows if isinstance(self._rows, pa.Table) else 0
 
     def types(self) -> dict[str, pa.DataType]:
         rows = self._rows

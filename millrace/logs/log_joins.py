@@ -43,10 +43,10 @@ class SideTables:
 
     @classmethod
     def read(
-        cls, paths: Sequence[Path | Frame], schema: Schema, wanted: set[str], faults: Faults, room: Path
+        cls, paths: Sequence[Path | Frame], schema: Schema, wanted: set[str] | None, faults: Faults, room: Path
     ) -> SideTables:
-        """The schema's side tables, from beside the log. An unreadable table is a fault. Raises SchemaError when a
-        table has no column to join on."""
+        """The schema's side tables, from beside the log, with the ``wanted`` columns (None: all). An unreadable table
+        is a fault. Raises SchemaError when a table has no column to join on."""
         tables = []
         for join in schema.join:
             with faults.whole():
@@ -66,11 +66,14 @@ class SideTables:
 class SideTable:
     """One side table, and counts of matches."""
 
-    def __init__(self, file: Path, join: Join, schema: Schema, wanted: set[str], faults: Faults, room: Path) -> None:
+    def __init__(
+        self, file: Path, join: Join, schema: Schema, wanted: set[str] | None, faults: Faults, room: Path
+    ) -> None:
         assert schema.log is not None
         self._spec = join
         keys = {join.on} if join.at is None else {join.on, join.at}
-        source = LogSource(files_of([file]), wanted | keys, FileForm.of(join), faults, file, room)
+        columns = None if wanted is None else wanted | keys
+        source = LogSource(files_of([file]), columns, FileForm.of(join), faults, file, room)
         if faults.broken():
             faults.verdict()
         side = pa.concat_tables([pa.table({n: pa.nulls(0, t) for n, t in source.types.items()}), *source.stretches()])

@@ -42,7 +42,7 @@ class Query:
     """
 
     def __init__(self, path: Path, form: FileForm, wanted: set[str] | None, room: Path) -> None:
-        self.path = path
+        self.path, self.rows = path, 0
         limits = {"memory_limit": MEMORY, "temp_directory": str(room), "file_search_path": str(path.parent)}
         self._sql = duckdb.connect(":memory:", config={**limits, "python_enable_replacements": "false"})
         for extension in form.extensions:

@@ -63,6 +63,8 @@ class _File(Protocol):
     """A file of a log. ``stretches``: at most so many rows at a time, of the row after ``row`` of the log on."""
 
     names: list[str]
+    rows: int
+    """How many there are, once :meth:`types` was called; 0: not known."""
 
     @property
     def path(self) -> Path | Frame: ...
@@ -104,6 +106,7 @@ class LogSource:
                 self._files.append(one)
                 self.names += one.names
                 found.append(types)
+        self.rows = sum(file.rows for file in self._files)
         self.types: dict[str, pa.DataType] = {}
         with faults.whole():
             self.types = common(found, log, any(isinstance(file, _Csv) for file in self._files))
@@ -148,6 +151,7 @@ class _Parquet:
     def __init__(self, path: Path, wanted: set[str] | None) -> None:
         self.path = path
         self.names = names = list(pq.read_schema(path).names)
+        self.rows = pq.read_metadata(path).num_rows
         self._names = wanted_once(names, set(names) if wanted is None else wanted, path)
 
     def types(self) -> dict[str, pa.DataType]:
@@ -170,6 +174,7 @@ class _Text:
     ) -> None:  # fmt: skip
         self.path, self._read, self._ending, self._form, self._wanted = path, read, ending, form, wanted
         self._sql = sql
+        self.rows = 0
 
     def _table(self, **more: str) -> str:
         said = {"auto_detect": "false", "nullstr": literal(_NONE), "max_line_size": str(_LONGEST),
@@ -249,7 +254,7 @@ class _Csv(_Text):
             else str(_TEXT)
             for n in self._names
         ]
-        found = self._ask(f"SELECT {', '.join(asked)} FROM {self._lines_read()}")[0]
+        self.rows, *found = self._ask(f"SELECT count(*), {', '.join(asked)} FROM {self._lines_read()}")[0]
         return {one: _kind(kinds) for one, kinds in zip(self._names.values(), found, strict=True)}
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
@@ -283,7 +288,7 @@ class _Csv(_Text):
                 raise self._no_text(line, at)
             number, shown = row + line - (not self._form.columns), text.strip()[:60]
             problem, remedy = (
-                f"'{self.path}': row {number} is no row ({why.splitlines()[0].rstrip('.')})",
+                f"'{self.path}': row {number} is no row ({_reason(why)})",
                 "correct the line",
             )
             if "COLUMNS" in kind:
@@ -324,8 +329,8 @@ class _Json(_Text):
                 f"list(DISTINCT json_structure({value})) FILTER ({kind} = 'ARRAY')",
                 f"any_value(json_structure({value})) FILTER ({kind} = 'OBJECT')",
             ]
-        query = f"SELECT {', '.join(asked)} FROM ({self._parsed} FROM {self._single_lines()})"
-        found = self._ask(query)[0]
+        query = f"SELECT count(*), {', '.join(asked)} FROM ({self._parsed} FROM {self._single_lines()})"
+        self.rows, *found = self._ask(query)[0]
         for n, one in enumerate(self._names):
             kinds, great, lists, objects = found[4 * n : 4 * n + 4]
             self._kinds[one] = self._sort(kinds or {}, great, lists, objects)
@@ -349,17 +354,23 @@ class _Json(_Text):
         if most == "booleans":
             return most, "CAST({} AS BOOLEAN)", pa.bool_()
         form = str(objects) if most == "objects" else f'["{_inner(lists or [])}"]'
+        if form[0] not in "[{":  # objects without a key
+            return most, "{}->>'$'", pa.string()
         made = self._sql.sql(
             f"SELECT from_json('{form[0]}{chr(ord(form[0]) + 2)}', {literal(form)}) AS made"
         ).to_arrow_table()
-        return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
+        shown = literal(form).replace("{", "{{").replace("}", "}}")
+        return most, f"from_json({{}}, {shown})", plain_type(made.schema.field(0).type)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         asked = ["line", _OBJECT, _TWICE]
         for one, (most, made, _) in self._kinds.items():
             value = f"o.{name(one)}"
             fits = f"json_type({value}) IN {(*(k for k, told in _TOLD.items() if told == most), 'NULL')}"
-            asked += [f"CASE WHEN {fits} THEN {made.format(value)} END", f"{value} IS NULL OR coalesce({fits}, TRUE)"]
+            asked += [
+                f"CASE WHEN {fits} THEN {made.replace('{}', value, 1)} END",
+                f"{value} IS NULL OR coalesce({fits}, TRUE)",
+            ]
         columns = ", ".join(f"{part} AS c{n}" for n, part in enumerate(asked))
         lines = self._single_lines()
         read = self._sql.sql(f"SELECT {columns} FROM ({self._parsed} FROM {lines}) WHERE trim(line) != ''")
@@ -373,7 +384,7 @@ class _Json(_Text):
             for at in np.flatnonzero(~good).tolist():
                 number, line = row + at + 1, batch.column(0)[at].as_py()
                 if objects[at]:
-                    (found,) = (key for key, times in Counter(k for k, _ in _pairs(line)).items() if times > 1)
+                    found = next((key for key, times in Counter(k for k, _ in _pairs(line)).items() if times > 1), "")
                     problem = f"'{self.path}': column '{found}' stands twice in row {{row}}"
                     faults.count("twice", str(self.path), 1, number, found, problem, "write each key of an object once")
                 elif at == batch.num_rows - 1:
@@ -383,7 +394,7 @@ class _Json(_Text):
             for n, (one, (most, _, _)) in enumerate(self._kinds.items()):
                 odd = good & ~mask(batch.column(4 + 2 * n))
                 for at in np.flatnonzero(odd).tolist():
-                    shown = str(json.loads(batch.column(0)[at].as_py())[one])[:60]
+                    shown = str(dict(_pairs(batch.column(0)[at].as_py())).get(one, "[[["))[:60]
                     problem = (
                         f"'{self.path}' mixes kinds of values: column '{one}' has {shown!r} in row {{row}} among {most}"
                     )
@@ -400,13 +411,14 @@ class _Json(_Text):
             faults.count(
                 "cut off", str(self.path), 1, number, shown, problem, f"copy it again; its last line is: {shown}"
             )
-        for line, kind, _, _, at in self._rejected():
+        for line, kind, text, why, at in self._rejected():
             if kind == "INVALID ENCODING":
                 raise self._no_text(line, at)
+            self._broken(line, text, faults, f" ({_reason(why)})")
 
-    def _broken(self, number: int, line: str, faults: Faults) -> None:
+    def _broken(self, number: int, line: str, faults: Faults, why: str = "") -> None:
         shown = line.strip()[:60]
-        problem = f"'{self.path}' cannot be read: row {{row}} is no JSON object"
+        problem = f"'{self.path}' cannot be read: row {{row}} is no JSON object{why}"
         faults.count("json", str(self.path), 1, number, shown, problem, f"correct the line: {shown}")
 
 
@@ -423,8 +435,16 @@ def _is_text(raw: bytes) -> bool:
 
 
 def _pairs(line: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+    try:
+        found: list[tuple[str, Any]] = json.loads(line, object_pairs_hook=list)
+    except RecursionError:  # lists within lists
+        return []
     return found
+
+
+def _reason(message: str) -> str:
+    """What DuckDB says of a line, in one line."""
+    return message.splitlines()[0].rstrip(".")
 
 
 def _inner(structures: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,6 +44,11 @@ def missing(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     if is_text(column.type):
         out = pc.or_(out, pc.fill_null(pc.equal(column, ""), False))
     return mask(out)
+
+
+def first_there(columns: Iterable[pa.Array | pa.ChunkedArray]) -> pa.Array:
+    """The text of the first column that has a value. (n,)"""
+    return pc.coalesce(*(pc.if_else(pa.array(~missing(one)), flat(as_text(one)), None) for one in columns))
 
 
 def mask(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -25,4 +25,4 @@ class Lines:
         if now_s - self._said_s >= LINE_SECONDS and done:
             self._said_s = now_s
             left_s = (now_s - self._began_s) * (of - done) / done
-            self._say(f"{what} {done:,} of {of:,}, about {left_s:.0f}{LEFT}")
+            self._say(f"{what} {done:,} of {of:,} ({done / of:.0%}), about {left_s:.0f}{LEFT}")

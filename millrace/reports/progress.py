@@ -28,7 +28,7 @@ def bars(wanted: bool = True) -> Iterator[Tick]:
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} ({task.percentage:.0f}%)"),
     )
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,7 +22,7 @@ from commands.guess.outcomes import only_with_label
 from commands.guess.samplecolumns import Column
 from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
-from millrace.basics.errors import SchemaError
+from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import TS, LogFaults, read_log
 from simulator.daylog import write_days
@@ -407,6 +408,36 @@ def test_a_stray_column_that_is_not_used_is_not_said_to_cost_rows(tmp_path: Path
     assert read_log(path, parse_schema(guess.text)).table.num_rows == ROWS
 
 
+def test_a_line_that_is_no_row_is_said_and_the_others_are_guessed_from(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    path = write(table, tmp_path, ".csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:700], "1,2,3", *lines[700:]]) + "\n")
+    guess = guess_schema(path)
+    assert not guess.open
+    assert "1 lines of the sample are no rows, such as '1,2,3': replay refuses such rows" in guess.text
+    assert read_log(path, parse_schema(guess.text), skip_bad=True).table.num_rows == ROWS
+
+
+def test_a_text_of_another_encoding_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("ts,user_id\n1,2\n", encoding="utf-16")
+    with pytest.raises(LogError, match=r"log.csv' is UTF-16 text; save it as UTF-8"):
+        guess_schema(tmp_path / "log.csv")
+
+
+def test_a_databases_table_and_a_select_are_logs_too(tmp_path: Path) -> None:
+    table, _ = log_of(Form())
+    with duckdb.connect(str(tmp_path / "log.duckdb")) as sql:
+        sql.register("rows", table)
+        sql.execute("CREATE TABLE shown AS SELECT * FROM rows")
+    write(table, tmp_path, ".parquet").rename(tmp_path / "rows.pq")
+    (tmp_path / "log.sql").write_text("SELECT * FROM read_parquet('rows.pq')")
+    for name in ("log.duckdb", "log.sql"):
+        guess = guess_schema(tmp_path / name)
+        assert not guess.open
+        assert read_log(tmp_path / name, parse_schema(guess.text)).table.num_rows == ROWS
+
+
 def test_signed_numbers_and_numbers_beyond_64_bits_are_read(tmp_path: Path) -> None:
     table, _ = log_of(Form())
     strange = ["+5"] * ROWS
@@ -466,3 +497,201 @@ def test_a_name_that_ends_in_the_word_is_an_id_and_one_that_begins_with_it_is_no
     other = pa.array(truth["item"] * 3 + truth["page"] % 3)
     path = write(table.rename_columns(names).append_column("thing", other), tmp_path, ".parquet")
     assert (guess_schema(path).findings.item == column) == is_id
+
+
+# -- as a site would write it ----------------------------------------------------------------------------------------
+
+
+def _born(truth: dict[str, np.ndarray]) -> NDArray[np.int64]:
+    """Each item came some minutes before its first exposure."""
+    first = np.full(60, truth["ms"].max())
+    np.minimum.at(first, truth["item"], truth["ms"])
+    born: NDArray[np.int64] = first[truth["item"]] - 60_000 * (1 + truth["item"])
+    return born
+
+
+@pytest.mark.parametrize("time", ["ms", "s", "iso", "american"])
+def test_a_time_of_each_item_before_its_exposures_is_when_it_was_born(time: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form(time=time))
+    table = table.append_column("published_at", pa.array(TIMES[time](_born(truth))))
+    joined = pa.array(TIMES[time](truth["ms"].min() - 86_400_000 * (1 + truth["user"])))
+    path = write(table.append_column("joined", joined), tmp_path, ".csv")
+    guess = guess_schema(path)
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert schema.log.born == "published_at"
+    assert {f.name: (f.of, f.kind) for f in schema.fields}["age_days"] == ("item", "numeric")
+    assert "joined" in guess.findings.unused, "a user's time"
+    read = read_log(path, schema).table
+    assert np.allclose(read["age_days"].to_numpy(), (truth["ms"] - _born(truth)) / 86_400_000, atol=1e-4)
+
+
+@pytest.mark.parametrize("why", ["after", "another form"])
+def test_a_time_of_the_item_that_cannot_be_born_is_not(why: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    at = _born(truth) + 86_400_000 if why == "after" else _born(truth) // 1000
+    guess = guess_schema(write(table.append_column("published_at", pa.array(at)), tmp_path, ".parquet"))
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert schema.log.born is None
+    assert "published_at" not in {f.name for f in schema.fields}
+    assert ("could be log.born" in guess.findings.unused["published_at"]) == (why == "another form")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize("days", [7, 60])
+def test_a_few_days_of_an_item_are_categories_and_many_are_times(days: int, ending: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    texts = [f"{_at(1_600_000_000_000 + 86_400_000 * (i % days)):%Y-%m-%d}" for i in truth["item"]]
+    guess = guess_schema(write(table.append_column("uploaded", pa.array(texts)), tmp_path, ending))
+    assert ("uploaded" in {f.name for f in parse_schema(guess.text).fields}) == (days == 7)
+    assert ("uploaded" in guess.findings.unused) == (days == 60)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("zones", [(1,), (1, 2)])
+def test_the_offset_that_each_row_writes_is_the_schemas(zones: tuple[int, ...], ending: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    hours = np.where(np.arange(ROWS) < ROWS // 3, zones[-1], zones[0])
+    texts = [f"{_at(ms + 3_600_000 * h):%Y-%m-%dT%H:%M:%S}+0{h}:00" for ms, h in zip(truth["ms"], hours, strict=True)]
+    path = write(table.set_column(0, "timestamp", pa.array(texts)), tmp_path, ending)
+    guess = guess_schema(path)
+    schema = parse_schema(guess.text)
+    assert schema.utc_offset == "+01:00"
+    assert ("'timestamp' has +01:00, +02:00" in guess.text) == (len(zones) == 2)
+    assert (read_log(path, schema).table[TS].to_numpy() == np.sort(truth["ms"])).all()
+
+
+@pytest.mark.parametrize("names", [("user_id", "item_id"), ("a", "b")])
+def test_rows_of_one_user_and_time_are_proposed_as_pages(names: tuple[str, str], tmp_path: Path) -> None:
+    """Pages tell user and item apart too: a page has one user and several items."""
+    table, truth = log_of(Form(pages=True))
+    table = table.drop_columns(["request_id", "position"])
+    path = write(table.rename_columns(["timestamp", *names, *table.column_names[3:]]), tmp_path, ".csv")
+    guess = guess_schema(path)
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert (schema.log.user, schema.log.item) == names
+    assert schema.log.combine == {"page": (names[0], "timestamp")}
+    read = read_log(path, schema)
+    assert len(set(read.table["page"].to_pylist())) == len(set(truth["page"].tolist()))
+
+
+def test_pages_of_a_user_who_is_open_are_said(tmp_path: Path) -> None:
+    table, truth = log_of(Form(pages=True))
+    table = table.drop_columns(["request_id", "position"])
+    table = table.rename_columns(["timestamp", "a", "b", *table.column_names[3:]])
+    visits = pa.array((truth["user"] * 1000 + truth["ms"] // 86_400_000 % 1000).tolist())
+    guess = guess_schema(write(table.append_column("c", visits), tmp_path, ".parquet"))
+    assert guess.open == {"user": ("c", "a")}
+    assert 'if \'a\' is the user, add combine = { page = ["a", "timestamp"] } and request = "page"' in guess.text
+
+
+@pytest.mark.parametrize("guests_only", [False, True])
+def test_a_user_whose_gaps_another_id_fills_is_the_first_that_is_there(guests_only: bool, tmp_path: Path) -> None:
+    table, truth = log_of(Form(user="visitor"))
+    accounts = [None if row % 3 else int(u) + 70_000 for row, u in enumerate(truth["user"])]
+    if guests_only:
+        visitors = [None if a else v for a, v in zip(accounts, table["visitor"].to_pylist(), strict=True)]
+        table = table.set_column(1, "visitor", pa.array(visitors))
+    guess = guess_schema(write(table.append_column("account", pa.array(accounts)), tmp_path, ".csv"))
+    assert not guess.open
+    assert "--skip-bad" not in guess.text
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert set(schema.log.users) == {"account", "visitor"}
+    assert guests_only or schema.log.users == ("account", "visitor")
+    assert not {"account", "visitor"} - {schema.log.user} & {f.name for f in schema.fields}
+    wanted = [str(a or v) for a, v in zip(accounts, table["visitor"].to_pylist(), strict=True)]
+    assert read_log(tmp_path / "log.csv", schema).table[schema.log.user].to_pylist() == wanted
+
+
+def test_an_attribute_that_some_users_lack_is_no_account(tmp_path: Path) -> None:
+    def town(t: dict[str, np.ndarray], rng: np.random.Generator) -> list[int | None]:
+        return [None if u % 4 == 0 else 10_000 + int(u) * 7 // 8 for u in t["user"]]
+
+    guess = _with(Form(), tmp_path, town=town)
+    schema = parse_schema(guess.text)
+    assert schema.log is not None
+    assert schema.log.users == ()
+    assert {f.name: f.of for f in schema.fields}["town"] == "user"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_slots_that_begin_at_1_are_said(first: int, tmp_path: Path) -> None:
+    table, _ = log_of(Form(pages=True))
+    for name in ("position", "b9"):
+        slots = pa.array(np.arange(ROWS) % 5 + first)
+        there = table.drop_columns(["position"]).append_column(name, slots)
+        guess = guess_schema(write(there, tmp_path, ".parquet"))
+        assert guess.findings.roles.position.name == name
+        assert ("it begins at 1, where a live page's begins at 0" in guess.text) == (first == 1)
+
+
+def test_an_amount_after_the_click_is_offered_as_an_outcome_with_a_threshold(tmp_path: Path) -> None:
+    def read_seconds(t: dict[str, np.ndarray], rng: np.random.Generator) -> pa.Array:
+        return pa.array(np.round(rng.lognormal(3.4, 0.9, ROWS), 1), mask=t["click"] == 0)
+
+    guess = _with(Form(), tmp_path, read_seconds=read_seconds)
+    assert "could be an outcome: read_seconds >= 30" in guess.summary()
+    begin = guess.text.index("# [[outcome]]")
+    taken = guess.text[:begin] + guess.text[begin:].replace("\n# ", "\n").removeprefix("# ")
+    schema = parse_schema(taken)
+    (outcome,) = schema.outcome
+    assert (outcome.column, outcome.at_least, outcome.on) == ("read_seconds", 30, "click")
+    long = read_log(tmp_path / "log.parquet", schema).table["read_seconds"].to_pylist()
+    assert {1, 0, None} == set(long)
+    assert 'event = "collect"' in guess.text
+    live = taken.replace('column = "read_seconds"', 'event = "collect"').replace("at_least = 30", 'within = "30min"')
+    assert parse_schema(live.replace("[log]", '[log]\naction_times = { collect = "at" }')).outcome[0].event == "collect"
+
+
+def test_a_day_and_a_time_of_day_are_one_time(tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    table = table.drop_columns(["timestamp"])
+    table = table.append_column("on", pa.array([f"{_at(ms):%d.%m.%Y}" for ms in truth["ms"]]))
+    path = write(table.append_column("when", pa.array([f"{_at(ms):%H:%M:%S}" for ms in truth["ms"]])), tmp_path, ".csv")
+    schema = parse_schema(guess_schema(path).text)
+    assert schema.log is not None
+    assert schema.log.combine == {"time": ("on", "when")}
+    assert (read_log(path, schema).table[TS].to_numpy() == truth["ms"]).all()
+
+
+def test_a_date_that_could_be_read_in_two_ways_is_said(tmp_path: Path) -> None:
+    for days, both in ((4, True), (30, False)):
+        table, truth = log_of(Form(days=days))
+        texts = pa.array([f"{_at(ms):%d/%m/%Y %H:%M}" for ms in truth["ms"]])
+        guess = guess_schema(write(table.set_column(0, "timestamp", texts), tmp_path, ".csv"))
+        assert ("could also be %d/%m/%Y %H:%M" in guess.text) == both
+        assert ('time_format = "%d/%m/%Y %H:%M"' in guess.text) == (not both)
+
+
+@pytest.mark.parametrize("separator", [",", "|"])
+def test_lists_in_texts_are_a_page_and_an_items_tags_are_none(separator: str, tmp_path: Path) -> None:
+    table, truth = log_of(Form(lists="clicked"))
+    texts = {n: [separator.join(map(str, v)) for v in table[n].to_pylist()] for n in ("shown", "chosen")}
+    kept = table.drop_columns(["shown", "chosen"])
+    path = write(pa.table({**{n: kept[n] for n in kept.column_names}, **texts}), tmp_path, ".csv")
+    schema = parse_schema(guess_schema(path).text)
+    assert schema.log is not None
+    assert (schema.log.items, schema.log.clicked, schema.log.list_separator) == ("shown", "chosen", separator)
+    assert read_log(path, schema).table[schema.log.label].to_numpy().sum() == truth["click"].sum()
+    rows, truth = log_of(Form())
+    tags = pa.array([separator.join(f"t{k}{i // 3**k % 3}" for k in range(3)) for i in truth["item"]])
+    rows = rows.append_column("tags", tags).append_column("tag", pa.array([f"t0{i % 3}" for i in truth["item"]]))
+    guess = guess_schema(write(rows, tmp_path, ".csv"))
+    assert not guess.open
+    assert {f.name: (f.of, f.slots) for f in parse_schema(guess.text).fields}["tags"] == ("item", 3)
+
+
+def test_what_a_label_of_two_words_would_explain_is_left_out_and_a_clock_is_no_feature(tmp_path: Path) -> None:
+    table, truth = log_of(Form())
+    words = np.where(truth["click"] == 1, "tapped", "seen").tolist()
+    table = table.drop_columns(["click"]).append_column("state", pa.array(words))
+    table = table.append_column("token", pa.array([f"k{n}" if c else None for n, c in enumerate(truth["click"])]))
+    minutes = pa.array((truth["ms"] - truth["ms"].min()) // 600_000)
+    guess = guess_schema(write(table.append_column("since", minutes), tmp_path, ".parquet"))
+    assert guess.open == {"label": ("state",)}
+    assert "'state' could be the label" in guess.outcomes["token"].why
+    assert "grows with the time" in guess.findings.unused["since"]
+    assert not {"state", "token", "since"} & {f.name for f in guess.findings.fields}

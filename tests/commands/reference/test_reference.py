@@ -162,6 +162,17 @@ def test_the_page_of_commands_has_every_command_with_its_flags_and_the_exit_code
     assert all(f"| {code} | {meaning} |" in text for code, meaning in EXIT_CODES.items())
 
 
+def test_a_common_flag_is_described_once_and_named_by_each_command_that_has_it() -> None:
+    text = commands.page(app)
+    assert text.count("Print the result as one JSON value.") == 1
+    replay = text.partition("### millrace log replay\n")[2].partition("\n##")[0]
+    assert "`--out`*" in replay
+    assert "`--seed`" in replay
+    assert text.count("- `--seed`: Seed of the model.") == 1
+    simulate = text.partition("### millrace run simulate\n")[2].partition("\n##")[0]
+    assert "- `--seed`: Seed of the simulated world." in simulate, "of the flags of one name only one is common"
+
+
 # -- Reasons of dead letters -------------------------------------------------------------------------------------------
 # Every reason that the code has is in the table of reasons and on the page, and no other.
 

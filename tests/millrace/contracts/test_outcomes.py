@@ -50,6 +50,8 @@ def test_what_is_written_is_read() -> None:
         (VIEW + 'weight = 2\n', "weight"),
         (BUY + 'policy = "prompt"\n', "policy"),
         (VIEW + 'policy = "es-dfm"\n', "of a column has the policy 'es-dfm'"),
+        (BUY + 'at_least = 30\n', "'buy' has at_least without a column"),
+        (VIEW + VIEW.replace('"long_view"', '"w"', 1) + 'at_least = 30\n', "reads 'long_view' otherwise"),
         ("".join(VIEW.replace('"long_view"', f'"o{i}"', 1) for i in range(40)), "40 outcomes"),
     ],
 )  # fmt: skip

@@ -173,6 +173,33 @@ def test_a_log_without_times_gets_a_clock_from_its_rows(tmp_path: Path) -> None:
     assert hours == [0, 12, 24, 36]
 
 
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.jsonl"])
+def test_of_several_users_the_first_that_is_there_counts_under_the_last_ones_name(tmp_path: Path, form: str) -> None:
+    accounts = [None, 71, None, 72, None, 73]
+    rows = [row | {"account": account} for row, account in zip(ROWS, accounts, strict=True)]
+    plan = parse_schema(TEXT.replace('user = "who"', 'user = ["account", "who"]'))
+    read = read_log(written(tmp_path, rows, form), plan)
+    assert read.user == "who"
+    assert read.table["who"].to_pylist() == ["0", "71", "2", "72", "1", "73"]
+    with pytest.raises(SchemaError, match="card"):
+        read_log(written(tmp_path, rows, form), parse_schema(TEXT.replace('user = "who"', 'user = ["card", "who"]')))
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": {"b": [1, {"c": 2}]}}])
+def test_an_object_of_json_is_named_and_one_that_nothing_uses_is_left(value: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path, [row | {"odd": value, "none": {}} for row in ROWS], "log.jsonl")
+    assert read_log(path, schema()).table.num_rows == len(ROWS)
+    with pytest.raises(LogFaults, match=r"item 'odd' holds .*, not one value"):
+        read_log(path, parse_schema(TEXT.replace('item = "what"', 'item = "odd"').replace('"what"', '"odd"')))
+
+
+def test_an_outcome_of_a_threshold_is_1_from_it_on_and_unknown_where_the_number_is(tmp_path: Path) -> None:
+    rows = [row | {"read_s": n} for row, n in zip(ROWS, (None, 29.9, None, 30, None, 400), strict=True)]
+    rule = '[[outcome]]\nname = "long_read"\non = "click"\ncolumn = "read_s"\nat_least = 30\n'
+    read = read_log(written(tmp_path, rows), schema(rule))
+    assert read.table["read_s"].to_pylist() == [None, 0, None, 1, None, 1]
+
+
 def test_made_columns(tmp_path: Path) -> None:
     rows = [
         {"at": MS + n, "ip": "a", "device": n % 2, "what": n, "stars": stars, "bought": bought}
