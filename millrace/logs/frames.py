@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
-from millrace.logs.plain_types import plain, plain_type
+from millrace.logs.plain_types import plain, plain_types
 
 
 class ArrowStream(Protocol):
@@ -127,9 +127,8 @@ class FrameRows:
 
     def types(self) -> dict[str, pa.DataType]:
         rows = self._rows
-        schema = rows.schema if isinstance(rows, pa.Table) else rows.limit(0).to_arrow_table().schema
-        kinds = {one: plain_type(schema.field(one).type) for one in self._names}
-        return {one: pa.string() if isinstance(kind, pa.BaseExtensionType) else kind for one, kind in kinds.items()}
+        rows = rows if isinstance(rows, pa.Table) else rows.limit(0).to_arrow_table()
+        return plain_types(rows.schema, self._names)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         table = self._rows

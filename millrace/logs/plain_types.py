@@ -31,6 +31,12 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
+def plain_types(schema: pa.Schema, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """The types that :func:`plain` gives columns of a file, query or frame."""
+    kinds = {name: plain_type(schema.field(name).type) for name in names}
+    return {name: pa.string() if isinstance(kind, pa.BaseExtensionType) else kind for name, kind in kinds.items()}
+
+
 def plain(column: pa.ChunkedArray, name: str, path: object, row: int = 0) -> pa.ChunkedArray:
     """The column in its plain type. Features hash a value's text, so ``b"a"``, ``Decimal("7.00")`` or a dictionary's
     code would differ from ``a`` and ``7``. Raises LogError for bytes that are not UTF-8 text, or a decimal beyond 64

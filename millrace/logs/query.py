@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
-from millrace.logs.plain_types import plain_type
+from millrace.logs.plain_types import plain_types
 from millrace.logs.text import FileForm
 
 MEMORY = "1GB"
@@ -88,8 +88,7 @@ class Query:
         return f"(\n{raw[:end].decode()}\n)"
 
     def types(self) -> dict[str, pa.DataType]:
-        kinds = {one: plain_type(self._schema.field(one).type) for one in self._names}
-        return {one: pa.string() if isinstance(kind, pa.BaseExtensionType) else kind for one, kind in kinds.items()}
+        return plain_types(self._schema, self._names)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         for batch in self._sql.sql(self._asked).to_arrow_reader(rows):

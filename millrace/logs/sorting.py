@@ -119,5 +119,5 @@ class Sorting:
         if self.rows < 2:
             return 0
         same = ", ".join(name(column) for column in (TS, self._log.user, self._log.item))
-        found = self._sql.execute(f"SELECT (SELECT count(*) FROM (SELECT DISTINCT {same} FROM log))").fetchall()[0]
+        found = self._sql.execute(f"SELECT count(*) FROM (SELECT DISTINCT {same} FROM log)").fetchall()[0]
         return self.rows - int(found[0])

@@ -34,7 +34,7 @@ from millrace.basics.errors import LogError
 from millrace.logs.faults import Faults
 from millrace.logs.frames import Frame, FrameRows
 from millrace.logs.log_files import DATABASE, PARQUET, Ending, named, text_ending
-from millrace.logs.plain_types import common, plain, plain_type
+from millrace.logs.plain_types import common, plain, plain_type, plain_types
 from millrace.logs.query import Query, literal, name
 from millrace.logs.text import CSV, NO_QUOTING, FileForm, first_lines, unpacked
 from millrace.logs.values import is_text, mask
@@ -155,9 +155,7 @@ class _Parquet:
         self._names = wanted_once(names, set(names) if wanted is None else wanted, path)
 
     def types(self) -> dict[str, pa.DataType]:
-        schema = pq.read_schema(self.path)
-        kinds = {column: plain_type(schema.field(column).type) for column in self._names}
-        return {n: pa.string() if isinstance(kind, pa.BaseExtensionType) else kind for n, kind in kinds.items()}
+        return plain_types(pq.read_schema(self.path), self._names)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         with pq.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file:
