@@ -11,7 +11,7 @@ The result is a clean table, or one error that names all faults.
   schema names them, and the label or an action's time may never be a field.
 - Rows are sorted by time, ties in file order. Copies are merged by ``log.identity`` (:mod:`~millrace.logs.sorting`);
   without it, rows that look like copies are counted.
-- A log above a bound is streamed to a mapped file, if the caller names a folder (:mod:`~millrace.logs.streamed`).
+- The rows lie in a mapped file, if the caller names a folder.
 """
 
 from __future__ import annotations
