@@ -357,8 +357,7 @@ class _Json(_Text):
         made = self._sql.sql(
             f"SELECT from_json('{form[0]}{chr(ord(form[0]) + 2)}', {literal(form)}) AS made"
         ).to_arrow_table()
-        shown = literal(form).replace("{", "{{").replace("}", "}}")
-        return most, f"from_json({{}}, {shown})", plain_type(made.schema.field(0).type)
+        return most, f"from_json({{}}, {literal(form)})", plain_type(made.schema.field(0).type)
 
     def stretches(self, rows: int, row: int, faults: Faults, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
         asked = ["line", _OBJECT, _TWICE]

@@ -592,7 +592,7 @@ def test_progress_is_a_line_every_few_seconds() -> None:
     for done in (0, 100, 250, 300, 500):
         lines("learning", done, 1000)
     lines("counting", 0, 50)
-    assert said == ["learning 250 of 1,000, about 15 s left", "learning 500 of 1,000, about 10 s left"]
+    assert said == ["learning 250 of 1,000 (25%), about 15 s left", "learning 500 of 1,000 (50%), about 10 s left"]
     assert all(line.endswith(LEFT) for line in said)
 
 
