@@ -39,7 +39,7 @@ from millrace.logs.imported import ImportedLog
 from millrace.logs.log_files import files_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
-from millrace.logs.sorting import TS, Sorting
+from millrace.logs.sorting import TS, Sorting, mapped
 from millrace.logs.source import STRETCH_ROWS, LogSource
 from millrace.logs.text import FileForm
 
@@ -145,7 +145,7 @@ def read_log(
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:
-            table = _mapped(spool / ROWS, (_looked(part, plausibility) for part in parts))
+            table = _laid(spool / ROWS, (_looked(part, plausibility) for part in parts))
         if not log.identity:
             plausibility.alike(sorting.alike())
     plausibility.end()
@@ -164,7 +164,7 @@ def _of_import(
     kept = folder / f"rows-{imported.key(settled, skip_bad)}.arrow"
     if kept.exists():
         said = msgspec.json.decode(kept.with_suffix(".json").read_bytes(), type=_Said)
-        table = _map(kept)
+        table = mapped(kept)
     else:
         with ExitStack() as ours:
             if os.access(folder, os.W_OK):
@@ -198,18 +198,14 @@ def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:
     return part
 
 
-def _mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
-    """The rows in a file, without reading it: pages come from disk as they are used, and may leave memory again."""
+def _laid(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
+    """The rows, mapped from a file that is written here."""
     first = next(parts)
     with pa.ipc.new_file(str(file), first.schema) as out:
         out.write_table(first)
         for part in parts:
             out.write_table(part)
-    return _map(file)
-
-
-def _map(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    return mapped(file)
 
 
 def _verdict(faults: Faults, rows: int, read: int, log: str) -> None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.logforms import LogColumns
-from millrace.logs.query import MEMORY, name
+from millrace.logs.query import bounded, name
 
 TS = "ts_ms"
 THREADS: int | None = None
@@ -30,6 +29,11 @@ _SEQ = "\x1fseq"
 def of_outcomes(name: str) -> str:
     """The column by which outcomes are told, beside that with an action's times, where the log has later events."""
     return f"{name} of outcomes"
+
+
+def mapped(file: Path) -> pa.Table:
+    """The rows of a file, without reading it: pages come from disk as they are used, and may leave memory again."""
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def time_columns(log: LogColumns, there: Collection[str]) -> list[tuple[str, str]]:
@@ -75,14 +79,12 @@ class Sorting:
         """The rows as they were read, mapped."""
         assert self._file is not None
         self._file.close()
-        return pa.ipc.open_file(pa.memory_map(str(self._unsorted))).read_all()
+        return mapped(self._unsorted)
 
     @cached_property
     def _sql(self) -> duckdb.DuckDBPyConnection:
         """A database in which the rows are ``log``."""
-        how: dict[str, Any] = {"temp_directory": str(self._room), "memory_limit": MEMORY}
-        if THREADS:
-            how["threads"] = THREADS
+        how = bounded(self._room) | ({"threads": str(THREADS)} if THREADS else {})
         return duckdb.connect(":memory:", config=how).register("log", self._read)
 
     def sorted(self, size: int) -> Iterator[pa.Table]:
@@ -117,5 +119,5 @@ class Sorting:
     def alike(self) -> int:
         """Rows that have the time, user and item of a row before."""
         same = ", ".join(name(column) for column in (TS, self._log.user, self._log.item))
-        found = self._sql.execute(f"SELECT (SELECT count(*) FROM (SELECT DISTINCT {same} FROM log))").fetchall()[0]
+        found = self._sql.execute(f"SELECT count(*) FROM (SELECT DISTINCT {same} FROM log)").fetchall()[0]
         return self.rows - int(found[0])
