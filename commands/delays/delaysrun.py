@@ -34,8 +34,8 @@ from millrace.contracts.schema import Schema, load_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.labels import REGISTRY, policy_named
 from millrace.logs import LogTable
-from millrace.logs.exposures import mapped, opened
 from millrace.logs.frames import Log, log_parts
+from millrace.logs.sorting import laid, mapped
 from millrace.reports import Plot, make_folder, say, show
 from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result
@@ -223,7 +223,7 @@ def _trials(
         tick("features", 0, 1)
         write_features(Stretches(table, plan), folder)
         tick("features", 1, 1)
-        mapped(folder / "log.arrow", iter([table.table]))
+        laid(folder / "log.arrow", iter([table.table]))
         with pool(workers, _open, (folder, replace(table, table=None), plan, how)) as processes:
             jobs = [(own[0], waits, folder / f"p-{i}.npy") for i, own in enumerate(alike.values())]
             futures = [processes.submit(_run, *job) for job in jobs]
@@ -250,7 +250,7 @@ def _open(folder: Path, log: LogTable, plan: Schema, how: tuple[dict[str, Any], 
     """``log``: without its rows, which lie in the folder."""
     global _plan, _rows, _labels, _folder, _how
     _plan, _folder, _how = plan, folder, how
-    table = replace(log, table=opened(folder / "log.arrow"))
+    table = replace(log, table=mapped(folder / "log.arrow"))
     _rows = LogRows(table, _plan)
     _labels = Labels(table, _plan, _rows)
 

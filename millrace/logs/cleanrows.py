@@ -40,7 +40,10 @@ class Wanted:
 
     def __init__(self, schema: Schema, log: LogColumns, everything: bool = False) -> None:
         self.everything = everything
-        self.required, self.optional = _columns(schema, log, everything)
+        aged = everything or any(field.name == "age_days" for field in schema.fields)
+        self.aging = [log.born] if log.born is not None and aged else []
+        """The column with birth times, where it is needed."""
+        self.required, self.optional = _columns(schema, log, everything, self.aging)
         made = set(log.combine)
         sources = {name for names in log.combine.values() for name in names} | set(log.users)
         if log.rows_per_day is not None:
@@ -52,8 +55,6 @@ class Wanted:
             sources |= {n for n in (log.items, log.labels, log.clicked, log.pairs, *log.along) if n is not None}
         self.sources = sources  # sources of made columns: they must be in the log
         self.kept = {*self.required, *self.optional}
-        self.aging = [] if log.born is None or not (everything or "age_days" in self.optional) else [log.born]
-        """The column with birth times, where it is needed."""
         maybe = {n for n in (log.position, log.request) if n is not None} if log.listed else set()
         read = (self.kept - made) | sources | maybe | {join.on for join in schema.join}
         self.raw = None if everything else read
@@ -210,7 +211,7 @@ def _age_days(ts_ms: pa.ChunkedArray | pa.Array, born_ms: pa.ChunkedArray | pa.A
     return pc.cast(pc.fill_null(pc.max_element_wise(days, 0.0), 0.0), pa.float32())
 
 
-def _columns(schema: Schema, log: LogColumns, everything: bool) -> tuple[list[str], list[str]]:
+def _columns(schema: Schema, log: LogColumns, everything: bool, born: list[str]) -> tuple[list[str], list[str]]:
     """(columns that must be there, columns that are used when there), in the schema's order."""
     roles = {"time": log.time, "user": log.user, "item": log.item, "label": log.label}
     roles |= {"born": log.born} if log.born is not None else {}
@@ -231,7 +232,6 @@ def _columns(schema: Schema, log: LogColumns, everything: bool) -> tuple[list[st
     outcomes = {log.label, *log.action_times.values(), *own}
     fields = [f.name for f in schema.fields] + [c for k in schema.windows.keys for c in k.columns]
     fields = [] if everything else fields
-    born = [] if log.born is None or not (everything or "age_days" in fields) else [log.born]
     for name in [*fields, *born]:
         if name in outcomes:
             raise SchemaError(

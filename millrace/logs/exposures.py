@@ -17,7 +17,7 @@ The result is a clean table, or one error that names all faults.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ from millrace.logs.imported import ImportedLog, imported_of
 from millrace.logs.log_files import sources_of
 from millrace.logs.log_joins import SideTables
 from millrace.logs.plausibility import Plausibility, out_of_order
-from millrace.logs.sorting import TS, Sorting
+from millrace.logs.sorting import TS, Sorting, laid, mapped
 from millrace.logs.source import STRETCH_ROWS, LogSource
 from millrace.logs.text import FileForm
 
@@ -148,7 +148,7 @@ def read_log(
         if spool is None:
             table = pa.concat_tables([_looked(part, plausibility) for part in parts]).combine_chunks()
         else:
-            table = mapped(spool / ROWS, (_looked(part, plausibility) for part in parts))
+            table = laid(spool / ROWS, (_looked(part, plausibility) for part in parts))
         if not log.identity:
             plausibility.alike(sorting.alike())
     plausibility.end()
@@ -168,7 +168,7 @@ def _of_import(
     kept = folder / f"rows-{imported.key(settled, skip_bad)}.arrow"
     if kept.exists():
         said = msgspec.json.decode(kept.with_suffix(".json").read_bytes(), type=_Said)
-        table = opened(kept)
+        table = mapped(kept)
     else:
         with ExitStack() as ours:
             if os.access(folder, os.W_OK):
@@ -200,21 +200,6 @@ class _Said(msgspec.Struct):
 def _looked(part: pa.Table, plausibility: Plausibility) -> pa.Table:
     plausibility.look(part)
     return part
-
-
-def mapped(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
-    """Writes rows to a file; :func:`opened` of it."""
-    first = next(parts)
-    with pa.ipc.new_file(str(file), first.schema) as out:
-        out.write_table(first)
-        for part in parts:
-            out.write_table(part)
-    return opened(file)
-
-
-def opened(file: Path) -> pa.Table:
-    """The rows in a file, without reading it: pages come from disk as they are used, and may leave memory again."""
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def _verdict(faults: Faults, rows: int, read: int, log: str) -> None:

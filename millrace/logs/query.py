@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +22,11 @@ from millrace.logs.text import FileForm
 
 MEMORY = "1GB"
 """That a SELECT, and sorting, takes at most; what does not fit lies in a folder meanwhile."""
+
+
+def bounded(room: Path) -> dict[str, Any]:
+    """How a database is opened that takes no more memory: what does not fit lies in ``room``."""
+    return {"memory_limit": MEMORY, "temp_directory": str(room)}
 
 
 def literal(text: str) -> str:
@@ -43,8 +49,8 @@ class Query:
 
     def __init__(self, path: Path, form: FileForm, wanted: set[str] | None, room: Path) -> None:
         self.path, self.rows = path, 0
-        limits = {"memory_limit": MEMORY, "temp_directory": str(room), "file_search_path": str(path.parent)}
-        self._sql = duckdb.connect(":memory:", config={**limits, "python_enable_replacements": "false"})
+        apart = {"file_search_path": str(path.parent), "python_enable_replacements": "false"}
+        self._sql = duckdb.connect(":memory:", config=bounded(room) | apart)
         for extension in form.extensions:
             if not extension.isidentifier():
                 raise LogError(f"'{extension}' names no extension of DuckDB", "correct log.extensions")

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.logforms import LogColumns
-from millrace.logs.query import MEMORY, name
+from millrace.logs.query import bounded, name
 
 TS = "ts_ms"
 THREADS: int | None = None
@@ -30,6 +29,21 @@ _SEQ = "\x1fseq"
 def of_outcomes(name: str) -> str:
     """The column by which outcomes are told, beside that with an action's times, where the log has later events."""
     return f"{name} of outcomes"
+
+
+def mapped(file: Path) -> pa.Table:
+    """The rows of a file, without reading it: pages come from disk as they are used, and may leave memory again."""
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def laid(file: Path, parts: Iterator[pa.Table]) -> pa.Table:
+    """The rows, mapped from a file that is written here."""
+    first = next(parts)
+    with pa.ipc.new_file(str(file), first.schema) as out:
+        out.write_table(first)
+        for part in parts:
+            out.write_table(part)
+    return mapped(file)
 
 
 def time_columns(log: LogColumns, there: Collection[str]) -> list[tuple[str, str]]:
@@ -75,14 +89,12 @@ class Sorting:
         """The rows as they were read, mapped."""
         assert self._file is not None
         self._file.close()
-        return pa.ipc.open_file(pa.memory_map(str(self._unsorted))).read_all()
+        return mapped(self._unsorted)
 
     @cached_property
     def _sql(self) -> duckdb.DuckDBPyConnection:
         """A database in which the rows are ``log``."""
-        how: dict[str, Any] = {"temp_directory": str(self._room), "memory_limit": MEMORY}
-        if THREADS:
-            how["threads"] = THREADS
+        how = bounded(self._room) | ({"threads": str(THREADS)} if THREADS else {})
         return duckdb.connect(":memory:", config=how).register("log", self._read)
 
     def sorted(self, size: int) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ import pytest
 
 from millrace.basics.atomic_files import temporary_beside
 from millrace.basics.errors import LogError, SchemaError
-from millrace.contracts.schema import parse_schema
+from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import read_log
 from millrace.logs.imported import MANIFEST, ImportedLog
 from millrace.logs.importing import import_log
@@ -21,9 +21,8 @@ from tests.scenes.small_logs import LISTED, MS, PAGES, ROWS, plan, save, schema,
 DAY = 86_400_000
 
 
-def same(folder: Path, source: Path, own: object) -> None:
-    assert not isinstance(own, str)
-    read, direct = read_log(folder, own), read_log(source, own)  # type: ignore[arg-type]
+def same(folder: Path, source: Path, own: Schema) -> None:
+    read, direct = read_log(folder, own), read_log(source, own)
     assert read.table.schema.names == direct.table.schema.names
     for name in direct.table.column_names:
         assert read.table[name].type == direct.table[name].type, name
