@@ -8,8 +8,8 @@ four keys, write the sample with its features, pack what changed for the readers
 size, read the point-in-time counts of all windows of all keys. ``core_cpu`` is the same in processor time: two commits
 are compared by it in turns. The best of a few passes counts. ``core_outcomes`` is the join in processor time where a
 purchase within 30 days of a click is an outcome, with its files written and read and all outcomes told; its ratio is
-to the same without outcomes, pass by pass in turn. The pages of ``kafka_worker`` are there before it starts;
-it is of what the worker takes between 10% and 90% of them.
+to the same without outcomes, pass by pass in turn. ``kafka_worker`` begins with all pages on Kafka and
+a partition for each worker; it is of what is taken between 10% and 90% of the pages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -36,6 +36,7 @@ from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash
 from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
+from millrace.contracts.events import key_of
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer
@@ -163,55 +164,80 @@ def bytes_per_key(say: Say, size: Size) -> list[Figure]:
 
 
 def worker(say: Say, pages: int, rounds: int) -> list[Figure]:
-    """``kafka_worker``: the median of exposures/s over the rounds. Raises ServiceError where broker, Redis or worker
-    did not start, or it did not take all pages in time."""
+    """``kafka_worker``, and ``kafka_workers_2`` in a group that shares users: medians of exposures/s, in turns.
+    Raises ServiceError where one did not start, or pages were not taken in time."""
     stream = make(shop_schema(), pages, USERS, ITEMS, CORE_HOURS, seed=1)
-    rates = []
+    rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="millrace-worker-") as folder:
-            rates.append(_rate(Path(folder), stream, pages))
-        say(f"kafka_worker: {rates[-1]:,.0f} exposures/s")
-    return [figure("kafka_worker", float(np.median(rates)), "exposures/s")]
+        for workers, found in rates.items():
+            with tempfile.TemporaryDirectory(prefix="millrace-worker-") as folder:
+                found.append(_rate(Path(folder), stream, pages, workers))
+            say(f"{workers} on Kafka: {found[-1]:,.0f} exposures/s")
+    one, two = (float(np.median(found)) for found in rates.values())
+    return [
+        figure("kafka_worker", one, "exposures/s"),
+        figure("kafka_workers_2", two, "exposures/s", "one worker", two / one),
+    ]
 
 
-def _rate(folder: Path, stream: Stream, pages: int) -> float:
-    with EmbeddedBroker(folder / "broker") as broker, EmbeddedRedis(folder / "redis") as store:
+def _rate(folder: Path, stream: Stream, pages: int, workers: int) -> float:
+    with ExitStack() as opened:
+        broker = opened.enter_context(EmbeddedBroker(folder / "broker"))
+        store = opened.enter_context(EmbeddedRedis(folder / "redis"))
         settings = Settings(
             kafka=broker.address,
             redis=store.address,
             data=str(folder / "data"),
-            partitions=1,
+            partitions=workers,
             clock=EventClock(wall_ms(), T0 + round(CORE_HOURS * HOUR)).encode(),
-            metrics_port=free_port(),
         )
         create_topics(settings)
+        roles = [_role(replace(settings, metrics_port=free_port()), folder) for _ in range(workers)]
+        for role in roles:
+            opened.enter_context(role)
+        deadline = time.monotonic() + PATIENCE_S
+        while any(_held(role, workers) != 1 for role in roles):
+            _wait(deadline, roles[0], f"{workers} workers did not share {workers} partitions")
         with closing(make_producer(settings)) as producer:
-            for message in stream.messages:
-                producer.send(message.topic, message.raw, partition=0)
+            for message, user in zip(stream.messages, stream.users, strict=True):
+                producer.send(message.topic, message.raw, key_of(user))
             producer.flush()
-        with RunningRole("stream", settings, settings.metrics_port or 0, folder, "/metrics") as role:
-            # The last look at which there was nothing, then each that found more.
-            seen, deadline = [(time.monotonic(), 0.0)], time.monotonic() + PATIENCE_S
-            while seen[-1][1] < pages:
-                if time.monotonic() > deadline:
-                    what = f"the worker took {seen[-1][1]:.0f} of {pages} pages ({tail(role.log_path)})"
-                    raise ServiceError(what, f"see {role.log_path}")
-                time.sleep(0.1)
-                done = _pages_done(settings.metrics_port or 0)
-                if done > seen[-1][1]:
-                    seen.append((time.monotonic(), done))
-                elif len(seen) == 1:
-                    seen = [(time.monotonic(), 0.0)]
-            times, marks = zip(*seen, strict=True)
-            took = float(np.interp(0.9 * pages, marks, times) - np.interp(0.1 * pages, marks, times))
-            return 0.8 * pages * PAGE / took
+        seen = [(time.monotonic(), sum(map(_pages_done, roles)))]
+        first = seen[0][1]
+        while seen[-1][1] < pages:
+            _wait(deadline, roles[0], f"the workers took {seen[-1][1]:.0f} of {pages} pages")
+            seen.append((time.monotonic(), sum(map(_pages_done, roles))))
+        times, marks = zip(*seen, strict=True)
+        took = np.interp([first + share * (pages - first) for share in (0.1, 0.9)], marks, times)
+        return 0.8 * (pages - first) * PAGE / float(took[1] - took[0])
 
 
-def _pages_done(port: int) -> float:
+def _role(settings: Settings, folder: Path) -> RunningRole:
+    (own := folder / str(settings.metrics_port)).mkdir()
+    return RunningRole("stream", settings, settings.metrics_port or 0, own, "/metrics")
+
+
+def _wait(deadline: float, role: RunningRole, what: str) -> None:
+    if time.monotonic() > deadline:
+        raise ServiceError(f"{what} ({tail(role.log_path)})", f"see {role.log_path}")
+    time.sleep(0.1)
+
+
+def _metrics(of: RunningRole) -> RoleMetrics:
     role = RoleMetrics()
     with suppress(OSError):
-        role.update(fetch(f"http://127.0.0.1:{port}/metrics", 5.0))
-    return role.total("millrace_events_total", type="exposure")
+        role.update(fetch(f"http://127.0.0.1:{of.settings.metrics_port}/metrics", 5.0))
+    return role
+
+
+def _pages_done(of: RunningRole) -> float:
+    return _metrics(of).total("millrace_events_total", type="exposure")
+
+
+def _held(of: RunningRole, partitions: int) -> int:
+    """How many partitions a worker has."""
+    found = _metrics(of)
+    return sum(found.gauge("millrace_pending_exposures", partition=str(p)) is not None for p in range(partitions))
 
 
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:

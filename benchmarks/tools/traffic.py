@@ -14,7 +14,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import column_hash, combine
-from millrace.contracts.events import Click, Exposure, PageLog, Purchase, to_json
+from millrace.contracts.events import Click, Exposure, Id, PageLog, Purchase, to_json
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates
 from millrace.contracts.schema import Schema
@@ -37,6 +37,7 @@ class Stream:
 
     messages: list[InputMessage]
     message_ms: list[int]  # event time of each message
+    users: list[Id]  # of whom each message is
     exposures: int
     keys: NDArray[np.uint64]  # (n, K)
     ts_ms: NDArray[np.int64]
@@ -63,11 +64,11 @@ def make(
     of_item, of_category = column_hash(np.arange(items)), column_hash(np.arange(categories))
     salts = [layout.key_salt(name) for name in layout.key_names]
     starts = np.sort(start_ms + (rng.random(pages) * hours * HOUR).astype(np.int64))
-    events: list[tuple[int, int, str, bytes]] = []
+    events: list[tuple[int, int, str, bytes, Id]] = []
     rows: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8]]] = []
 
-    def add(ts_ms: int, topic: str, raw: bytes) -> None:
-        events.append((ts_ms, len(events), topic, raw))
+    def add(ts_ms: int, topic: str, raw: bytes, who: Id) -> None:
+        events.append((ts_ms, len(events), topic, raw, who))
 
     for i, t in enumerate(starts.tolist(), first):
         request = f"request-{i:09d}"
@@ -87,26 +88,28 @@ def make(
             )  # fmt: skip
         who, shown_ids, n = served.user_id, served.items, len(served.items)
         own = np.frombuffer(served.keys, "<u8").reshape(n, layout.K)
-        add(t - 200, PAGE_LOGS, page_log_bytes(served, rates))
-        add(t, EVENTS, to_json(Exposure(f"e{i}", request, t, who, shown_ids, 0, t)))
+        add(t - 200, PAGE_LOGS, page_log_bytes(served, rates), who)
+        add(t, EVENTS, to_json(Exposure(f"e{i}", request, t, who, shown_ids, 0, t)), who)
         rows.append((own, np.full(n, t), np.zeros(n, np.uint8)))
         for p in np.flatnonzero(rng.random(n) < 0.1).tolist():
             at = t + int(rng.lognormal(10, 1))
-            add(at, EVENTS, to_json(Click(f"c{i}-{p}", request, at, who, shown_ids[p], p, at)))
+            add(at, EVENTS, to_json(Click(f"c{i}-{p}", request, at, who, shown_ids[p], p, at)), who)
             rows.append((own[p : p + 1], np.array([at]), np.ones(1, np.uint8)))
             if rng.random() < 0.1:
                 at += 60_000
-                add(at, EVENTS, to_json(Purchase(f"p{i}-{p}", request, at, who, shown_ids[p], p, at)))
+                add(at, EVENTS, to_json(Purchase(f"p{i}-{p}", request, at, who, shown_ids[p], p, at)), who)
                 rows.append((own[p : p + 1], np.array([at]), np.full(1, 4, np.uint8)))
     events.sort(key=lambda e: e[:2])
     offsets, messages = {PAGE_LOGS: 0, EVENTS: 0}, []
-    for _, _, topic, raw in events:
+    for _, _, topic, raw, _ in events:
         messages.append(InputMessage(topic, offsets[topic], raw))
         offsets[topic] += 1
     k, ts, a = (np.concatenate(c) for c in zip(*rows, strict=True))
     by_time = np.argsort(ts, kind="stable")
     exposures = int((a == 0).sum())
-    return Stream(messages, [e[0] for e in events], exposures, k[by_time], ts[by_time], a[by_time])
+    return Stream(
+        messages, [e[0] for e in events], [e[4] for e in events], exposures, k[by_time], ts[by_time], a[by_time]
+    )
 
 
 def history(

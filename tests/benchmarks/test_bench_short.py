@@ -88,11 +88,11 @@ def test_all_parts_run_and_their_figures_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["benchmark"] == "stream"
     assert list(figures) == [
         *("core", "core_cpu", "core_join", "core_windows", "core_outcomes"),
-        *("bytes_per_key", "kafka_worker"),
+        *("bytes_per_key", "kafka_worker", "kafka_workers_2"),
     ]
     assert all(figure["value"] > 0 for figure in figures.values())
     assert figures["bytes_per_key"]["value"] < 1024
-    assert said[-1] == f"kafka_worker: {figures['kafka_worker']['value']:,.0f} exposures/s"
+    assert said[-1] == f"2 on Kafka: {figures['kafka_workers_2']['value']:,.0f} exposures/s"
 
 
 def test_what_was_measured_is_kept_when_a_later_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
