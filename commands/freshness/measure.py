@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.clustered import PARTS, Users, quantile, within_parts
-from millrace.basics.ranking_metrics import FIGURES, WITHIN
+from millrace.basics.clustered import PARTS, Users, quantile, rank_parts
+from millrace.basics.ranking_metrics import FIGURES, WITHIN, group_ranks
 from millrace.reports.lines import Tick
 
 ALL = "all"
@@ -72,7 +72,7 @@ class Figure:
 class _Kept:
     users: Users
     points: list[float]  # by seed
-    parts: Floats  # (U,) what each user adds to the error, mean over seeds
+    parts: Floats  # (U,) what each user of the slice adds to the error, mean over seeds
 
 
 class Measured:
@@ -97,7 +97,9 @@ class Measured:
         self._kept: dict[tuple[str, str, str], _Kept] = {}
         self._users = {where: Users.of(rows.y[own], rows.user[own]) for where, own in self.slices.items()}
         for done, (where, own) in enumerate(self.slices.items(), 1):
-            part = ScoredRows(rows.y[own], rows.user[own], rows.group[own])
+            # Numbers of the slice's own users: a log has more users than an hour has, and each takes 8 bytes a figure.
+            user = np.unique(rows.user[own], return_inverse=True)[1]
+            part = ScoredRows(rows.y[own], user, rows.group[own])
             for name, scored in models.items():
                 self._measure(where, name, part, own, scored)
             tick("figures", done, len(self.slices))
@@ -109,13 +111,13 @@ class Measured:
             for measure, parts_of in PARTS.items():
                 found[measure].append(parts_of(p, y))
         for q in (q[own] for q in scored.within):
-            order = within_parts(q, y, group)
+            ranks = group_ranks(q, y, group)
             for measure in WITHIN:
-                found[measure].append(order[measure])
+                found[measure].append(rank_parts(ranks, measure, len(y)))
         for measure, seeds in found.items():
             if seeds:
                 parts = np.mean([parts for _, parts in seeds], axis=0)
-                sums = np.bincount(part.user, weights=parts, minlength=self.users).astype(np.float64)
+                sums = np.bincount(part.user, weights=parts).astype(np.float64)
                 self._kept[where, name, measure] = _Kept(self._users[where], [point for point, _ in seeds], sums)
 
     def users_of(self, where: str) -> int:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.ranking_metrics import calibration, group_ranks, judged, log_losses
+from millrace.basics.ranking_metrics import GroupRanks, calibration, judged, log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,15 +85,12 @@ def auc_parts(p: Numbers, y: Numbers) -> Parts:
     return value, (share - value) / np.where(positive, n1, n0)
 
 
-def within_parts(p: Numbers, y: Numbers, group: Numbers) -> dict[str, Parts]:
-    """By key of :data:`~millrace.basics.ranking_metrics.WITHIN`. A group's part stands at its first row. (n,)"""
-    ranks, found = group_ranks(p, y, group), {}
-    for key, value in ranks.means().items():
-        own, weight = ranks.weighted()[key]
-        parts = np.zeros(len(p))
-        parts[ranks.first] = weight * (own - value) / weight.sum() if len(own) else 0.0
-        found[key] = value, parts
-    return found
+def rank_parts(ranks: GroupRanks, key: str, n: int) -> Parts:
+    """Of a key of :data:`~millrace.basics.ranking_metrics.WITHIN`, for n rows; a group's part stands at its first."""
+    (own, weight), value = ranks.weighted()[key], ranks.means()[key]
+    parts = np.zeros(n)
+    parts[ranks.first] = weight * (own - value) / weight.sum() if len(own) else 0.0
+    return value, parts
 
 
 def log_loss_parts(p: Numbers, y: Numbers) -> Parts:
@@ -175,5 +172,5 @@ def user_numbers(column: pa.ChunkedArray) -> NDArray[np.intp]:
         column = column.dictionary_encode()
     chunks = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in column.unify_dictionaries().chunks]
     codes = np.concatenate(chunks) if chunks else np.empty(0, np.intp)
-    numbers: NDArray[np.intp] = np.unique(codes, return_inverse=True)[1].astype(np.intp)
+    numbers: NDArray[np.intp] = (np.cumsum(np.bincount(codes) > 0) - 1)[codes]  # a dictionary may hold others
     return numbers
