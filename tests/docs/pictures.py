@@ -53,7 +53,7 @@ def film(tab: Browser) -> list[Image.Image]:
 
 
 def save_film(frames: list[Image.Image], path: Path) -> None:
-    """One palette for all, that of the last with its rare colours (lines are thin), and no dither: what stays equal from
+    """One palette for all, that of the last with its rare colours, and no dither: what stays equal from
     frame to frame costs nothing."""
     palette = frames[-1].quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     first, *others = (one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames)
