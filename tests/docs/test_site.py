@@ -32,7 +32,16 @@ def test_every_page_is_there_and_found_by_search(site: Path) -> None:
         for entry in json.loads(site.joinpath("search/search_index.json").read_text())["docs"]
     }
     assert {page.removesuffix("README.md").removesuffix(".md") + "/" for page in pages - {"README.md"}} <= found
-    assert {"CHANGELOG/", "client/", "examples/shop-app/"} <= found
+    assert {"", "pages/", "CHANGELOG/", "changes/0.2.0/", "SECURITY/", "client/", "examples/shop-app/"} <= found
+
+
+def test_its_home_is_the_readme_with_the_moving_picture(site: Path) -> None:
+    home = site.joinpath("index.html").read_text()
+    assert "make -C millrace demo" in home
+    (picture,) = re.findall(r'<img[^>]+src="([^"]+\.gif)"', home)
+    assert (site / picture).read_bytes().startswith(b"GIF89a")
+    assert 'href="concepts/the-loop/"' in home
+    assert 'href="pages/"' in home
 
 
 def test_no_page_leaves_the_site_for_a_file_of_the_repository(site: Path) -> None:

@@ -26,11 +26,14 @@ PAGES = [
 PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
 """The ports that pages have, by their names in ``up.json``."""
 SHOP = "http://127.0.0.1:8000"
+VENV = Path(sys.executable).parent.parent
+"""In place of what ``make`` would install into a clone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Commands between two fences. ``where``: empty, ``install``, or ``terminal=N`` for what runs on meanwhile."""
+    """Commands between two fences. ``where``: empty, ``install``, or ``terminal=N`` or ``demo`` for what runs on
+    meanwhile."""
 
     text: str
     where: str
@@ -74,7 +77,7 @@ class Walker:
         """One block. It fails where a command of it does."""
         if block.where == "install":
             return
-        if block.where.startswith("terminal="):
+        if block.where.startswith(("terminal=", "demo")):
             self.start(block)
             return
         log = self.home / f"block-{len(self.printed)}.out"
@@ -99,7 +102,7 @@ class Walker:
             assert process.poll() is None, f"{block.text} ended:\n{self.said()}"
             if "millrace up" in block.text:
                 return (self.data / "up.json").exists()
-            return bool(re.search("is at http|ready to receive web requests", self.said()))
+            return bool(re.search("is at http|live page: http|ready to receive web requests", self.said()))
 
         until(says, block.text, every=0.1, more=self.said)
 
@@ -116,12 +119,18 @@ class Walker:
 
     def said(self) -> str:
         """What the terminals show."""
-        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.home.glob("terminal=*.out")))
+        return "\n".join(
+            path.read_text(errors="replace")[-3000:] for path in self.home.glob("*.out") if path.stem in self.running
+        )
 
     def _shell(self, text: str) -> list[str]:
         """The commands, with what the page says that this test changes."""
         changed = text.replace("millrace up", "exec millrace up --free-ports").replace("--seconds 120", "--seconds 15")
         changed = changed.replace("shop-app/app.py", f"shop-app/app.py --port {self.shop_port}")
+        changed = changed.replace(
+            "git clone ADDRESS millrace", f"git clone -q {ROOT} millrace; ln -s {VENV} millrace/.venv"
+        )
+        changed = changed.replace("make -C", "exec make --old-file=.venv/.loop -C")
         listen = f"--web.listen-address=127.0.0.1:{self.prometheus_port}"
         changed = changed.replace("prometheus --config", f"exec prometheus {listen} --config")
         if (self.data / "up.json").exists():
