@@ -274,7 +274,7 @@ def test_a_better_order_is_found_and_told(
     app(asked, result_action="return_value")
     report = json.loads((tmp_path / "report.json").read_text())
     assert "The model's pages: this model's order earns 0." in report["verdict"]
-    assert "clicks a row more than that which was served" in report["verdict"]
+    assert "clicks a row more than the served order" in report["verdict"]
     assert report["verdict"] in " ".join(capsys.readouterr().out.split())
     rows = {(row["arm"], row["estimator"]): row for row in report["estimates"]}
     assert {name for _, name in rows} == set(ASSUMES)
@@ -341,11 +341,11 @@ def test_a_time_to_begin_at_holds_for_all_that_is_told(there: tuple[Path, str], 
 def test_too_little_is_refused_with_what_it_would_take(there: tuple[Path, str], tmp_path: Path) -> None:
     little = archive_of(tmp_path / "little", 300)
     verdict = judge_model(little, tmp_path / "a", model=there[1], every_ms=10**9)["verdict"]
-    assert "Random pages: this log cannot say. 60 of 60 pages have a row" in verdict
+    assert "Random pages: this log cannot say. 60 of 60 pages have a randomised row" in verdict
     assert "and 100 are needed. It takes some" in verdict
     none = archive_of(tmp_path / "none", 300, "0")
     verdict = judge_model(none, tmp_path / "b", model=there[1], every_ms=10**9)["verdict"]
-    assert "The model's pages: this log cannot say. 0 of 240 pages have a row" in verdict
+    assert "The model's pages: this log cannot say. 0 of 240 pages have a randomised row" in verdict
     assert "It takes some 600 such rows; MILLRACE_EXPLORE draws more." in verdict
 
 
