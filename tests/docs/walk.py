@@ -25,6 +25,8 @@ PAGES = [
 
 PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
 """The ports that pages have, by their names in ``up.json``."""
+READY = "is at http|live page: http|ready to receive web requests"
+"""What the programs of the pages say when they work; `up` has its addresses then."""
 SHOP = "http://127.0.0.1:8000"
 VENV = Path(sys.executable).parent.parent
 """In place of what ``make`` would install into a clone."""
@@ -90,11 +92,13 @@ class Walker:
         self.printed.append(log.read_text())
         assert status == 0, f"{block.text}\nended with {status}:\n{self.printed[-1]}\n{self.said()}"
 
-    def start(self, block: Block) -> None:
-        """What a terminal of its own runs; a second time it is ended by Ctrl-C before."""
+    def start(self, block: Block, ready: str = READY) -> None:
+        """What a terminal of its own runs, until it says that it is ``ready``; a second time it is ended by Ctrl-C
+        before."""
         if block.where in self.running:
             self.stop(block.where)
-        with (self.home / f"{block.where}.out").open("ab") as out:
+        own = self.home / f"{block.where}.out"
+        with own.open("ab") as out:
             process = subprocess.Popen(self._shell(block.text), **self._as(), stdout=out, stderr=out)
         self.running[block.where] = process
 
@@ -102,7 +106,7 @@ class Walker:
             assert process.poll() is None, f"{block.text} ended:\n{self.said()}"
             if "millrace up" in block.text:
                 return (self.data / "up.json").exists()
-            return bool(re.search("is at http|live page: http|ready to receive web requests", self.said()))
+            return re.search(ready, own.read_text(errors="replace")) is not None
 
         until(says, block.text, every=0.1, more=self.said)
 
