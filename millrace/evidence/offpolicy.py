@@ -34,10 +34,10 @@ Dimakopoulou, Krishnamurthy and Dudik (2020, DRos); Li and others (2018, IIPS); 
 Kiyohara and others (2022, cascade-DR).
 
 **A logging model that learns.** What it learns from a page changes the propensities of later pages, which are logged.
-Given all that came before, each number's mean is the value on its page. So sums of numbers less values are a martingale, and the
-bands of :mod:`millrace.evidence.sequences` hold at all looks together for the mean value of the pages that came
-(Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022, "Anytime-valid off-policy inference for contextual
-bandits"). They are asymptotic, and few rows of large weight are not yet normal: nothing is said below
+Given all that came before, each number's mean is the value on its page. So sums of numbers less values are a
+martingale, and the bands of :mod:`millrace.evidence.sequences` hold at all looks together for the mean value of
+the pages that came (Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022, "Anytime-valid off-policy inference for
+contextual bandits"). They are asymptotic, and few rows of large weight are not yet normal: nothing is said below
 :data:`LEAST_EFFECTIVE`.
 """
 
