@@ -46,6 +46,15 @@ def blocks(page: str) -> list[Block]:
     return [Block(text, where.strip()) for where, text in re.findall(r"^```bash(.*)\n((?:.*\n)*?)```$", page, re.M)]
 
 
+def answers(text: str) -> list[dict[str, Any]]:
+    """The JSON objects that a block printed, one after the other, among other text."""
+    found, at = [], 0
+    while (at := text.find("{", at)) >= 0:
+        value, at = json.JSONDecoder().raw_decode(text, at)
+        found.append(value)
+    return found
+
+
 @dataclass
 class Walker:
     """Somebody who does what the page says.

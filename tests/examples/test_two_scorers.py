@@ -17,8 +17,7 @@ import pytest
 
 from millrace.processes.services import free_port
 from tests.architecture import ROOT
-from tests.docs.test_walk import answers
-from tests.docs.walk import Block, Walker, blocks
+from tests.docs.walk import Block, Walker, answers, blocks
 from tests.scenes.waiting import LONG, until
 
 EXAMPLE = ROOT / "examples" / "two-scorers"

@@ -16,7 +16,7 @@ from commands.proofs.past_page import past_page, print_page
 from millrace.basics.errors import LogError
 from millrace.contracts.events import PageLog, to_msgpack
 from millrace.contracts.settings import Settings
-from tests.commands.judge.test_orders import SCHEMA, archive_of, cat_of, store_of
+from tests.scenes.judged_archive import SCHEMA, archive_of, cat_of, store_of
 
 
 @pytest.fixture
