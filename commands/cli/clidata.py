@@ -112,10 +112,12 @@ def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False
 
 
 @app.command
-def page(request_id: str, *, kafka: Kafka = None, data: Data = None, json: Json = False) -> None:
+def page(
+    request_id: str, *, kafka: Kafka = None, data: Data = None, learner: Learner = None, json: Json = False
+) -> None:
     """Print why a page of the past was ranked so: its items with scores, sources, reasons, and what was clicked.
 
-    From the page log while the topic has it, else from the archive.
+    From the page log while the topic has it, else from the archive. Name the learner whose model made it.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def page(request_id: str, *, kafka: Kafka = None, data: Data = None, json: Json 
     """
     from commands.proofs.past_page import past_page, print_page
 
-    settings = settings_of(data, kafka=kafka)
+    settings = settings_of(data, kafka=kafka, learner=learner)
     with suppress(SettingError):  # no loop runs: the archive may have it
         settings = with_broker(settings)
     found = past_page(settings, request_id)

@@ -29,6 +29,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import read_all
 from millrace.reports import say, show
+from millrace.versions.image import split
 from millrace.versions.modelstore import ModelStore
 from scorer.page import score_reasons
 from stream.archive.archive_columns import ArchiveColumns
@@ -197,10 +198,11 @@ def _explain(
         return "no reasons: no model of the page's schema is kept"
     note = min(notes, key=lambda one: abs(one.version - version))
     try:
-        writer = writer_of(schema, note.spec, store.read_parts(note), named=settings.model)
+        parts = (split(part)[0] for part in store.read_parts(note))  # the ranker alone
+        writer = writer_of(schema, note.spec, parts, named=settings.model)
         model = reader_of(schema, note.spec, writer.base(), named=settings.model)
     except SnapshotError as error:
-        return f"no reasons: {error}"
+        return f"no reasons: {error.problem}"
     cat, num = (array[: score_reasons.MOST_ITEMS] for array in found)
     inputs = score_reasons.inputs_of(schema)
     for item, of in zip(

@@ -65,6 +65,7 @@ def test_its_commands_print_what_it_shows_and_a_click_is_learnt(tmp_path: Path) 
         walker.do(why)
         assert "Page 'p1' of user 'ann': model, model version 0" in walker.printed[-1]
         assert "boots" in walker.printed[-1]
+        assert "Reasonsarebyversion0" in squeezed(walker.printed[-1])
         scorer = walker.where["scorer"]
         until(lambda: json.loads(fetch(f"{scorer}/model"))["trained"] > 0, "the click is learnt", more=walker.said)
         if PROGRAM:

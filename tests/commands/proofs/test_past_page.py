@@ -13,10 +13,16 @@ import pytest
 
 from commands.proofs import past_page as module
 from commands.proofs.past_page import past_page, print_page
+from learner.ranker.model import OnlineModel
 from millrace.basics.errors import LogError
 from millrace.contracts.events import PageLog, to_msgpack
 from millrace.contracts.settings import Settings
+from millrace.versions.modelstore import ModelStore, Place
+from stream.archive.schemafile import schema_text
 from tests.scenes.judged_archive import SCHEMA, archive_of, cat_of, store_of
+from tests.scenes.learning import SCHEMA as SHOP
+from tests.scenes.learning import make_samples
+from tests.scenes.small_snapshot import META
 
 
 @pytest.fixture
@@ -77,6 +83,29 @@ def test_the_page_log_is_read_where_there_is_no_archive_yet(loop: Settings, monk
     effects = [one["reasons"][0]["effect"] for one in page["items"]]
     assert effects[0] > effects[2] > effects[1], "item 7 is clicked most, item 0 least"
     assert any("not archived yet" in note for note in page["notes"])
+
+
+def test_a_model_with_a_retrieval_head_gives_reasons_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.toml").write_text(schema_text(SHOP, 30.0))
+    model = OnlineModel(SHOP, {"model": "wide_deep", "hidden": [8], "retrieval_width": 8}, 0)
+    for seed in range(4):
+        model.learn(make_samples(256, seed))
+    store, meta = ModelStore(tmp_path / "models"), META | {"schema_id": SHOP.id, "spec": model.spec}
+    store.write_manifest([store.write_part(Place(1, 3), 0, *model.snapshot())], epoch=1, version=3, **meta)
+    seen = make_samples(256, 9)
+    log = PageLog(
+        "p", 1, "ann", "model", 4, SHOP.id, [1, 2, 3], np.zeros(3, "<f4").tobytes(), b"",
+        seen.cat[:3].astype("<i8").tobytes(), seen.num[:3].astype("<f4").tobytes(),
+    )  # fmt: skip
+
+    def read_all(_: Settings, __: str, visit: Any) -> int:
+        visit(SimpleNamespace(value=to_msgpack(log)))
+        return 1
+
+    monkeypatch.setattr(module, "read_all", read_all)
+    page = past_page(Settings(data=str(tmp_path), schema=str(tmp_path / "shop.toml"), kafka="here:1"), "p")
+    assert all(one["reasons"] for one in page["items"])
+    assert page["notes"][-1] == "reasons are by version 3, the nearest to the page's that is kept"
 
 
 def test_without_features_there_are_no_reasons_and_it_says_so(tmp_path: Path) -> None:
