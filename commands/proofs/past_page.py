@@ -11,6 +11,7 @@ did.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,13 @@ def _of_log(served: PageView, settled: list[dict[str, Any]]) -> tuple[dict[str, 
     def numbers(raw: Any) -> list[float | None]:
         return np.frombuffer(raw, "<f4").tolist() if len(raw) == 4 * n else [None] * n
 
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "position": range(n),
         "item_id": served.items,
         "score": numbers(served.scores),
         "ranked": numbers(served.ranked),
         "propensity": numbers(served.odds),
-        "source": [SOURCES[code] for code in served.sources] or [None] * n,
+        "source": [SOURCES[code] for code in served.sources] if len(served.sources) == n else [None] * n,
         "clicked": [clicked.get(position) for position in range(n)],
     }
     items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -203,10 +204,8 @@ def _explain(
         model = reader_of(schema, note.spec, writer.base(), named=settings.model)
     except SnapshotError as error:
         return f"no reasons: {error.problem}"
-    cat, num = (array[: score_reasons.MOST_ITEMS] for array in found)
-    inputs = score_reasons.inputs_of(schema)
-    for item, of in zip(
-        items, score_reasons.strongest(score_reasons.effects(model, cat, num, inputs), inputs), strict=False
-    ):
+    inputs, most = score_reasons.inputs_of(schema), score_reasons.MOST_ITEMS
+    effects = score_reasons.effects(model, found[0][:most], found[1][:most], inputs)
+    for item, of in zip(items, score_reasons.strongest(effects, inputs), strict=False):
         item["reasons"] = [{"input": name, "effect": round(effect, 4)} for name, effect in of]
     return f"reasons are by version {note.version}, the nearest to the page's that is kept"
