@@ -22,6 +22,7 @@ PLACES = {"README.md": HOME, "docs/README.md": ALL}
 EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*/README.md"))
 
 _SECTION, _PAGE = re.compile(r"^## (.+?)(?::.*)?$", re.MULTILINE), re.compile(r"\[([^\]]+)\]\(([^)]+\.md)\)")
+_FENCE = re.compile(r"^(```bash) .*$", re.MULTILINE)  # what follows is for tests/docs/walk.py
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
@@ -51,4 +52,4 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         known = files.get_file_from_path(target) is not None
         return link[1] + (os.path.relpath(target, here or ".") if known else link[2]) + link[3]
 
-    return _LINK.sub(of_site, markdown)
+    return _FENCE.sub(r"\1", _LINK.sub(of_site, markdown))

@@ -70,6 +70,11 @@ def test_versions_stand_beside_each_other_and_the_newest_has_a_name(tmp_path: Pa
         assert "Millrace" in run("git", "show", f"gh-pages:{version}/index.html")
 
 
+def test_every_block_of_code_is_drawn_as_one(site: Path) -> None:
+    """Also where its fence says more than the language, for the tests that run it."""
+    assert not [page for page in site.rglob("*.html") if "```" in page.read_text()]
+
+
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"')
     assert not [url for page in site.rglob("*.html") for url in loaded.findall(page.read_text())]
