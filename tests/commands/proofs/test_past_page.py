@@ -91,7 +91,9 @@ def test_a_model_with_a_retrieval_head_gives_reasons_too(tmp_path: Path, monkeyp
     for seed in range(4):
         model.learn(make_samples(256, seed))
     store, meta = ModelStore(tmp_path / "models"), META | {"schema_id": SHOP.id, "spec": model.spec}
-    store.write_manifest([store.write_part(Place(1, 3), 0, *model.snapshot())], epoch=1, version=3, **meta)
+    for version in (3, 30):
+        part = store.write_part(Place(1, version), 0, *model.snapshot())
+        store.write_manifest([part], epoch=1, version=version, **meta)
     seen = make_samples(256, 9)
     log = PageLog(
         "p", 1, "ann", "model", 4, SHOP.id, [1, 2, 3], np.zeros(3, "<f4").tobytes(), b"",
