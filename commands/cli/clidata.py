@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +109,31 @@ def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False
     line = f"{found.rows:,} rows of user '{user}' removed from {found.files:,} of {found.looked_at:,} files"
     said = {"rows": found.rows, "files": found.files, "looked_at": found.looked_at, "refused_rows": refused}
     emit(said, [line, f"{refused:,} rows removed from quarantine"], json)
+
+
+@app.command
+def page(
+    request_id: str, *, kafka: Kafka = None, data: Data = None, learner: Learner = None, json: Json = False
+) -> None:
+    """Print why a page of the past was ranked so: its items with scores, sources, reasons, and what was clicked.
+
+    From the page log while the topic has it, else from the archive. Name the learner whose model made it.
+
+    Parameters
+    ----------
+    request_id
+        As the answer of /recommend had it.
+    """
+    from commands.proofs.past_page import past_page, print_page
+
+    settings = settings_of(data, kafka=kafka, learner=learner)
+    with suppress(SettingError):  # no loop runs: the archive may have it
+        settings = with_broker(settings)
+    found = past_page(settings, request_id)
+    if json:
+        emit(found, [], json)
+    else:
+        print_page(found)
 
 
 @app.command

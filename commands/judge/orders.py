@@ -6,7 +6,7 @@
     page     A  B  C  F  D  X  E  K  ...         a model's page, with the scores that it was ranked by
     score   .9 .8 .7 .3 .6 .2 .5 .4
                          └ the first score above the one before it: something was drawn by now
-                            └──row──┘            the next items came by chance alone, with the odds that were logged
+                            └──row──┘            the next items came by chance alone, with the logged propensities
 
 A page that was re-ranked (:mod:`scorer.page.reranking`) is drawn by what its items were ordered by, in place of their
 scores. A pinned item stands in no row: it was not drawn, and the others were, around it.
@@ -217,15 +217,15 @@ class Judged(NamedTuple):
         if not found.said:
             size = self.effective()
             wanted = math.ceil(LEAST_EFFECTIVE * max(n / size if size else 0.0, math.factorial(SLOTS)))
-            there = f"{n:,} of {pages:,} pages have a row that chance put in order; they count as {size:.0f}"
-            also = f", from users that count as {LEAST}" if size >= LEAST_EFFECTIVE else ""
+            there = f"{n:,} of {pages:,} pages have a randomised row, with an effective sample size of {size:.0f}"
+            also = f", from an effective number of {LEAST} users" if size >= LEAST_EFFECTIVE else ""
             share = f": {wanted * pages // n:,} pages as these" if n else ""
             more = f"It takes some {wanted:,} such rows{share}; MILLRACE_EXPLORE draws more"
             return f"{named}: this log cannot say. {there}, and {LEAST_EFFECTIVE} are needed{also}. {more}."
         between = f"({low:.4g} to {high:.4g})"
         if band(found).decided:
             more = "more" if found.value > 0 else "less"
-            earned = f"{abs(found.value):.4g} {unit} {more} than that which was served"
+            earned = f"{abs(found.value):.4g} {unit} {more} than the served order"
             return f"{named}: this model's order earns {earned} {between}."
         users = units_wanted(found)
         later = f" A difference like this would be decided with some {users:,} users." if users else ""

@@ -6,15 +6,16 @@ nor of which items a model would have brought onto a page. It can say what *orde
 items that came next to each other by chance: as a model would put these m. The items above stay as they were. The order
 of m items by the model that served is judged in the same way, so the two are compared on the same pages.
 
-**The odds of an order.** Slot after slot an item is drawn of those left, with its strength theta over the sum of all.
-The odds that were logged tell the strengths, whatever scores and temperature were, and the odds of each order::
+**The propensity of an order.** Slot after slot an item is drawn of those left, with its strength theta over the sum of
+all. The logged propensities give the strengths, whatever scores and temperature were, and the propensity of each
+order::
 
-    theta_k = o_k D_k     D_1 = 1,  D_(k+1) = D_k (1 - o_k)         o_k: odds of item k in slot k, given those above
+    theta_k = o_k D_k     D_1 = 1,  D_(k+1) = D_k (1 - o_k)     o_k: propensity of item k in slot k, given those above
     P(s)    = product over k of theta_s(k) / (D_(m+1) + theta_s(k) + ... + theta_s(m)), over its sum over all orders s
 
-This is the odds of s given that these m items come, and given all above them. Any order of them has some: so a row that
-was drawn has support, and one that was not drawn has none. A page as ranked, and the page's first slots until chance
-has moved something, are not drawn: their odds are those of a coin, too.
+This is the propensity of s given that these m items come, and given all above them. Any order of them has one: so a row
+that was drawn has support, and one that was not drawn has none. A page as ranked, and the page's first slots until
+chance has moved something, are not drawn: their propensities are those of a coin, too.
 
 **Estimators.** A is the logged order, t the one that is judged, r_k the reward in slot k. Each gives a number a row;
 their mean is the value of t. w_k is [A = t down to slot k] / P(A down to slot k), and u_k is [A_k = t_k] / P(A_k in
@@ -32,11 +33,11 @@ Horvitz and Thompson (1952); Swaminathan and Joachims (2015, SNIPS); Dudik, Lang
 Dimakopoulou, Krishnamurthy and Dudik (2020, DRos); Li and others (2018, IIPS); McInerney and others (2020, RIPS);
 Kiyohara and others (2022, cascade-DR).
 
-**A logging model that learns.** What it learns from a page changes the odds of later pages, which are logged. Given all
-that came before, each number's mean is the value on its page. So sums of numbers less values are a martingale, and the
-bands of :mod:`millrace.evidence.sequences` hold at all looks together for the mean value of the pages that came
-(Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022, "Anytime-valid off-policy inference for contextual
-bandits"). They are asymptotic, and few rows of large weight are not yet normal: nothing is said below
+**A logging model that learns.** What it learns from a page changes the propensities of later pages, which are logged.
+Given all that came before, each number's mean is the value on its page. So sums of numbers less values are a
+martingale, and the bands of :mod:`millrace.evidence.sequences` hold at all looks together for the mean value of
+the pages that came (Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro 2022, "Anytime-valid off-policy inference for
+contextual bandits"). They are asymptotic, and few rows of large weight are not yet normal: nothing is said below
 :data:`LEAST_EFFECTIVE`.
 """
 
@@ -64,7 +65,7 @@ class OrderOdds(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of n rows for one order that is judged: 0 where it is not the logged one, else 1 over the odds."""
+    """Of n rows for one order that is judged: 0 where it is not the logged one, else 1 over the propensity."""
 
     above: Numbers  # (n, m) w_k
     alone: Numbers  # (n, m) u_k
@@ -77,7 +78,7 @@ class Weights(NamedTuple):
 
 
 def order_odds(odds: NDArray[np.floating]) -> OrderOdds:
-    """The odds of orders of m items, as the module's text has them. m is small: all m! orders are gone through.
+    """The propensities of orders of m items, as the module's text has them. m is small: all m! orders are gone through.
 
     Args:
         odds: (n, m) of each item in its slot, given those above. Below 1 but in the last slot.

@@ -176,3 +176,10 @@ def test_the_glossary_is_in_order_and_has_each_word_once() -> None:
     words = re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
     assert words == sorted(words, key=str.lower)
     assert len(set(words)) == len(words) > 40
+
+
+def test_all_pages_together_stay_short() -> None:
+    """Words of docs/, without what only draws tables and lists."""
+    pages = [path.read_text() for path in DOCS.rglob("*.md")]
+    assert len(pages) > 40
+    assert sum(len(re.findall(r"\S*\w\S*", page)) for page in pages) <= 38_000

@@ -32,7 +32,16 @@ def test_every_page_is_there_and_found_by_search(site: Path) -> None:
         for entry in json.loads(site.joinpath("search/search_index.json").read_text())["docs"]
     }
     assert {page.removesuffix("README.md").removesuffix(".md") + "/" for page in pages - {"README.md"}} <= found
-    assert {"CHANGELOG/", "client/", "examples/shop-app/"} <= found
+    assert {"", "pages/", "CHANGELOG/", "changes/0.2.0/", "SECURITY/", "client/", "examples/shop-app/"} <= found
+
+
+def test_its_home_is_the_readme_with_the_moving_picture(site: Path) -> None:
+    home = site.joinpath("index.html").read_text()
+    assert "make -C millrace demo" in re.sub(r"<[^>]+>", "", home)
+    (picture,) = re.findall(r'<img[^>]+src="([^"]+\.gif)"', home)
+    assert (site / picture).read_bytes().startswith(b"GIF89a")
+    assert 'href="concepts/the-loop/"' in home
+    assert 'href="pages/"' in home
 
 
 def test_no_page_leaves_the_site_for_a_file_of_the_repository(site: Path) -> None:
@@ -59,6 +68,11 @@ def test_versions_stand_beside_each_other_and_the_newest_has_a_name(tmp_path: Pa
     assert [(one["version"], one["aliases"]) for one in known] == [("0.2", ["latest"]), ("0.1", [])]
     for version in ("0.1", "0.2"):
         assert "Millrace" in run("git", "show", f"gh-pages:{version}/index.html")
+
+
+def test_every_block_of_code_is_drawn_as_one(site: Path) -> None:
+    """Also where its fence says more than the language, for the tests that run it."""
+    assert not [page for page in site.rglob("*.html") if "```" in page.read_text()]
 
 
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:

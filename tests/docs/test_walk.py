@@ -17,7 +17,7 @@ import pytest
 from commands.loop.monitor import fetch
 from millrace_client import Millrace, Options, Page
 from tests.architecture import ROOT
-from tests.docs.walk import Block, Walker, blocks
+from tests.docs.walk import Block, Walker, answers, blocks
 from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.client_contract import CHECKS, run
 from tests.scenes.waiting import LONG, until
@@ -98,15 +98,6 @@ def mine_is_on_top(shop: Millrace) -> None:
         return rank(model_page(shop, "me", category=KINDS), lambda i: int(i.removeprefix("own-")) % 3 == 0)
 
     until(lambda: place() < 0.3, "novels are near the top of my page", every=0.5, more=lambda: f"{place():.2f}")
-
-
-def answers(text: str) -> list[dict[str, Any]]:
-    """The JSON objects that a block printed, one after the other, among other text."""
-    found, at = [], 0
-    while (at := text.find("{", at)) >= 0:
-        value, at = json.JSONDecoder().raw_decode(text, at)
-        found.append(value)
-    return found
 
 
 def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:

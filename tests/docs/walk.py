@@ -25,12 +25,17 @@ PAGES = [
 
 PORTS = {"scorer": 8700, "page": 8710, "intake": 8720}
 """The ports that pages have, by their names in ``up.json``."""
+READY = "is at http|live page: http|ready to receive web requests"
+"""What the programs of the pages say when they work; `up` has its addresses then."""
 SHOP = "http://127.0.0.1:8000"
+VENV = Path(sys.executable).parent.parent
+"""In place of what ``make`` would install into a clone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Commands between two fences. ``where``: empty, ``install``, or ``terminal=N`` for what runs on meanwhile."""
+    """Commands between two fences. ``where``: empty, ``install``, or ``terminal=N`` or ``demo`` for what runs on
+    meanwhile."""
 
     text: str
     where: str
@@ -39,6 +44,15 @@ class Block:
 def blocks(page: str) -> list[Block]:
     """The commands of a page, in order."""
     return [Block(text, where.strip()) for where, text in re.findall(r"^```bash(.*)\n((?:.*\n)*?)```$", page, re.M)]
+
+
+def answers(text: str) -> list[dict[str, Any]]:
+    """The JSON objects that a block printed, one after the other, among other text."""
+    found, at = [], 0
+    while (at := text.find("{", at)) >= 0:
+        value, at = json.JSONDecoder().raw_decode(text, at)
+        found.append(value)
+    return found
 
 
 @dataclass
@@ -74,7 +88,7 @@ class Walker:
         """One block. It fails where a command of it does."""
         if block.where == "install":
             return
-        if block.where.startswith("terminal="):
+        if block.where.startswith(("terminal=", "demo")):
             self.start(block)
             return
         log = self.home / f"block-{len(self.printed)}.out"
@@ -87,11 +101,13 @@ class Walker:
         self.printed.append(log.read_text())
         assert status == 0, f"{block.text}\nended with {status}:\n{self.printed[-1]}\n{self.said()}"
 
-    def start(self, block: Block) -> None:
-        """What a terminal of its own runs; a second time it is ended by Ctrl-C before."""
+    def start(self, block: Block, ready: str = READY) -> None:
+        """What a terminal of its own runs, until it says that it is ``ready``; a second time it is ended by Ctrl-C
+        before."""
         if block.where in self.running:
             self.stop(block.where)
-        with (self.home / f"{block.where}.out").open("ab") as out:
+        own = self.home / f"{block.where}.out"
+        with own.open("ab") as out:
             process = subprocess.Popen(self._shell(block.text), **self._as(), stdout=out, stderr=out)
         self.running[block.where] = process
 
@@ -99,7 +115,7 @@ class Walker:
             assert process.poll() is None, f"{block.text} ended:\n{self.said()}"
             if "millrace up" in block.text:
                 return (self.data / "up.json").exists()
-            return bool(re.search("is at http|ready to receive web requests", self.said()))
+            return re.search(ready, own.read_text(errors="replace")) is not None
 
         until(says, block.text, every=0.1, more=self.said)
 
@@ -116,12 +132,18 @@ class Walker:
 
     def said(self) -> str:
         """What the terminals show."""
-        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.home.glob("terminal=*.out")))
+        return "\n".join(
+            path.read_text(errors="replace")[-3000:] for path in self.home.glob("*.out") if path.stem in self.running
+        )
 
     def _shell(self, text: str) -> list[str]:
         """The commands, with what the page says that this test changes."""
         changed = text.replace("millrace up", "exec millrace up --free-ports").replace("--seconds 120", "--seconds 15")
         changed = changed.replace("shop-app/app.py", f"shop-app/app.py --port {self.shop_port}")
+        changed = changed.replace(
+            "git clone ADDRESS millrace", f"git clone -q {ROOT} millrace; ln -s {VENV} millrace/.venv"
+        )
+        changed = changed.replace("make -C", "exec make --old-file=.venv/.loop -C")
         listen = f"--web.listen-address=127.0.0.1:{self.prometheus_port}"
         changed = changed.replace("prometheus --config", f"exec prometheus {listen} --config")
         if (self.data / "up.json").exists():
