@@ -52,6 +52,18 @@ def test_products_of_fields_are_those_of_the_definitions() -> None:
     close(outer_product(torch.from_numpy(v)), [np.outer(v[b].sum(0), v[b].sum(0)).ravel() for b in range(B)])
 
 
+@pytest.mark.parametrize("fields", [2, 40])
+def test_the_second_order_of_deepfm_pulls_at_an_embedding_alike_with_few_fields_and_many(fields: int) -> None:
+    """Where all embeddings are v, its slope at one of them is the mean of the others: not (F - 1) v."""
+    made = network_of("deepfm")(Shape(((fields, D),), 0), read_spec({"model": "deepfm", "hidden": [4]}))
+    for parameter in made.deep_part.parameters():  # only the second order is left
+        parameter.data.zero_()
+    v = torch.ones(B, fields, D, requires_grad=True)
+    made([v], torch.empty(B, 0)).sum().backward()
+    assert v.grad is not None
+    close(v.grad, np.full((B, fields, D), (fields - 1) / fields))
+
+
 def test_group_products_within_and_between_widths() -> None:
     u, v, w = embeddings(2, 4, 1), embeddings(3, 2, 2), embeddings(1, 5, 3)
     layer = GroupProducts([(2, 4), (3, 2), (1, 5)])
