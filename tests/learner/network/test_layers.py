@@ -56,6 +56,7 @@ def test_products_of_fields_are_those_of_the_definitions() -> None:
 def test_the_second_order_of_deepfm_pulls_at_an_embedding_alike_with_few_fields_and_many(fields: int) -> None:
     """Where all embeddings are v, its slope at one of them is the mean of the others: not (F - 1) v."""
     made = network_of("deepfm")(Shape(((fields, D),), 0), read_spec({"model": "deepfm", "hidden": [4]}))
+    assert isinstance(made.deep_part, torch.nn.Module)
     for parameter in made.deep_part.parameters():  # only the second order is left
         parameter.data.zero_()
     v = torch.ones(B, fields, D, requires_grad=True)
