@@ -198,18 +198,20 @@ def _rate(folder: Path, stream: Stream, pages: int, workers: int) -> float:
         deadline = time.monotonic() + PATIENCE_S
         while any(_held(role, workers) != 1 for role in roles):
             _wait(deadline, roles[0], f"{workers} workers did not share {workers} partitions")
+        seen = [(time.monotonic(), 0.0)]
         with closing(make_producer(settings)) as producer:
             for message, user in zip(stream.messages, stream.users, strict=True):
                 producer.send(message.topic, message.raw, key_of(user))
             producer.flush()
-        seen = [(time.monotonic(), sum(map(_pages_done, roles)))]
-        first = seen[0][1]
+        seen.append((time.monotonic(), sum(map(_pages_done, roles))))
+        if seen[-1][1] < pages:  # what was taken while they were sent does not count, unless that was all
+            del seen[0]
         while seen[-1][1] < pages:
             _wait(deadline, roles[0], f"the workers took {seen[-1][1]:.0f} of {pages} pages")
             seen.append((time.monotonic(), sum(map(_pages_done, roles))))
         times, marks = zip(*seen, strict=True)
-        took = np.interp([first + share * (pages - first) for share in (0.1, 0.9)], marks, times)
-        return 0.8 * (pages - first) * PAGE / float(took[1] - took[0])
+        took = np.interp([marks[0] + share * (pages - marks[0]) for share in (0.1, 0.9)], marks, times)
+        return float(0.8 * (pages - marks[0]) * PAGE / (took[1] - took[0]))
 
 
 def _role(settings: Settings, folder: Path) -> RunningRole:
