@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -37,8 +37,6 @@ from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import PATIENCE_S, RunningRole
 from benchmarks.tools.modelwire import made_loop
 from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, T0, USERS, make
-from commands.loop.monitor import RoleMetrics, fetch
-from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash, kafka_partition
 from millrace.basics.store import Store
 from millrace.connections.redis_clients import redis_client
@@ -51,7 +49,7 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from millrace.processes.spawn import stop, tail
+from millrace.processes.spawn import stop
 from millrace.processes.wall import wall_ms
 from stream.join.join import InputMessage
 from stream.partition.journal import Journal
@@ -204,15 +202,8 @@ def _life(
     worker.start()
     try:
         due = sum(message.topic != PAGE_LOGS for message in messages)
-        while True:
-            if time.monotonic() - began > PATIENCE_S:
-                raise ServiceError(f"the stream has not begun ({tail(worker.log_path)})", f"see {worker.log_path}")
-            time.sleep(0.2)
-            role = RoleMetrics()
-            with suppress(OSError):
-                role.update(fetch(f"http://127.0.0.1:{settings.metrics_port}/metrics", 5.0))
-            if role.total("millrace_events_total") >= due:
-                break
+        while (role := worker.metrics()).total("millrace_events_total") < due:
+            worker.pause(began + PATIENCE_S, "the stream has not begun")
     finally:
         worker.kill()
     took.append(time.monotonic() - began)

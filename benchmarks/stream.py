@@ -8,8 +8,8 @@ four keys, write the sample with its features, pack what changed for the readers
 size, read the point-in-time counts of all windows of all keys. ``core_cpu`` is the same in processor time: two commits
 are compared by it in turns. The best of a few passes counts. ``core_outcomes`` is the join in processor time where a
 purchase within 30 days of a click is an outcome, with its files written and read and all outcomes told; its ratio is
-to the same without outcomes, pass by pass in turn. ``kafka_worker`` begins with all pages on Kafka and
-a partition for each worker; it is of what is taken between 10% and 90% of the pages.
+to the same without outcomes, pass by pass in turn. Each worker of ``kafka_worker`` has a partition
+before pages are sent; it is of the pages that wait when all are on Kafka, from 10% to 90% of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -31,8 +31,6 @@ from benchmarks.parts.pagestages import ORDER
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.traffic import CORE_HOURS, HISTORY_DAYS, HOUR, ITEMS, PAGE, T0, USERS, Stream, history, make
-from commands.loop.monitor import RoleMetrics, fetch
-from millrace.basics.errors import ServiceError
 from millrace.basics.hashing import column_hash
 from millrace.basics.store import Store
 from millrace.contracts.clock import EventClock
@@ -41,7 +39,6 @@ from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, make_producer
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, free_port
-from millrace.processes.spawn import tail
 from millrace.processes.wall import wall_ms
 from millrace.windows.tiles import TileStore
 from stream.join.join import InputMessage
@@ -197,7 +194,7 @@ def _rate(folder: Path, stream: Stream, pages: int, workers: int) -> float:
             opened.enter_context(role)
         deadline = time.monotonic() + PATIENCE_S
         while any(_held(role, workers) != 1 for role in roles):
-            _wait(deadline, roles[0], f"{workers} workers did not share {workers} partitions")
+            roles[0].pause(deadline, f"{workers} workers did not share {workers} partitions")
         seen = [(time.monotonic(), 0.0)]
         with closing(make_producer(settings)) as producer:
             for message, user in zip(stream.messages, stream.users, strict=True):
@@ -207,7 +204,7 @@ def _rate(folder: Path, stream: Stream, pages: int, workers: int) -> float:
         if seen[-1][1] < pages:  # what was taken while they were sent does not count, unless that was all
             del seen[0]
         while seen[-1][1] < pages:
-            _wait(deadline, roles[0], f"the workers took {seen[-1][1]:.0f} of {pages} pages")
+            roles[0].pause(deadline, f"the workers took {seen[-1][1]:.0f} of {pages} pages")
             seen.append((time.monotonic(), sum(map(_pages_done, roles))))
         times, marks = zip(*seen, strict=True)
         took = np.interp([marks[0] + share * (pages - marks[0]) for share in (0.1, 0.9)], marks, times)
@@ -219,26 +216,13 @@ def _role(settings: Settings, folder: Path) -> RunningRole:
     return RunningRole("stream", settings, settings.metrics_port or 0, own, "/metrics")
 
 
-def _wait(deadline: float, role: RunningRole, what: str) -> None:
-    if time.monotonic() > deadline:
-        raise ServiceError(f"{what} ({tail(role.log_path)})", f"see {role.log_path}")
-    time.sleep(0.1)
-
-
-def _metrics(of: RunningRole) -> RoleMetrics:
-    role = RoleMetrics()
-    with suppress(OSError):
-        role.update(fetch(f"http://127.0.0.1:{of.settings.metrics_port}/metrics", 5.0))
-    return role
-
-
 def _pages_done(of: RunningRole) -> float:
-    return _metrics(of).total("millrace_events_total", type="exposure")
+    return of.metrics().total("millrace_events_total", type="exposure")
 
 
 def _held(of: RunningRole, partitions: int) -> int:
     """How many partitions a worker has."""
-    found = _metrics(of)
+    found = of.metrics()
     return sum(found.gauge("millrace_pending_exposures", partition=str(p)) is not None for p in range(partitions))
 
 

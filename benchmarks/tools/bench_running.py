@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 from benchmarks.tools.taken import cpu_seconds, own_cpu_seconds
-from commands.loop.monitor import fetch
+from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
 from millrace.contracts.settings import Settings
 from millrace.processes.spawn import spawn, stop, tail
@@ -90,6 +90,19 @@ class RunningRole:
             return fetch(f"http://127.0.0.1:{self._port}{path}", 5.0)
         except OSError:
             return None
+
+    def metrics(self) -> RoleMetrics:
+        """What it has measured since it started; nothing where it does not answer. It serves metrics on its port."""
+        found = RoleMetrics()
+        if (answer := self._get("/metrics")) is not None:
+            found.update(answer)
+        return found
+
+    def pause(self, deadline: float, what: str) -> None:
+        """Between two looks at it. Raises ServiceError, which says ``what``, behind the deadline (monotonic)."""
+        if time.monotonic() > deadline:
+            raise ServiceError(f"{what} ({tail(self.log_path)})", f"see {self.log_path}")
+        time.sleep(0.1)
 
     def await_version(self, version: int, patience_s: float = 60.0) -> float:
         """Waits until a scorer serves ``version`` or a later one; the seconds that took. Raises ServiceError where it

@@ -32,15 +32,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics.ranking_metrics import GroupRanks, calibration, judged, log_losses
+from millrace.basics.ranking_metrics import AT_ONCE, GroupRanks, calibration, judged, log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Numbers = NDArray[Any]
 Parts = tuple[float, NDArray[np.float64]]  # a figure, and each row's part of its error, (n,)
-
-_AT_ONCE = 1 << 18  # rows
 
 FEWEST = 5  # users who have clicked, or who have not, below which there is no interval
 FEW = f"fewer than {FEWEST} users have clicked, or have not"  # reason for a missing interval
@@ -87,8 +85,8 @@ def auc_parts(p: Numbers, y: Numbers) -> Parts:
     above = n1 - np.cumsum(clicked, dtype=np.float64)
     above += clicked / 2.0
     share = np.empty(n)
-    for at in range(0, n, _AT_ONCE):
-        part = slice(at, at + _AT_ONCE)
+    for at in range(0, n, AT_ONCE):
+        part = slice(at, at + AT_ONCE)
         own, clicks = run[part], hit[part]
         of = np.where(clicks, below[own] / n0, above[own] / n1) - value
         share[order[part]] = of / np.where(clicks, n1, n0)

@@ -29,7 +29,7 @@ CUT = 10  # ranks that nDCG counts
 DIGITS = 6  # behind the point, of a report's figures
 
 _CLIP = 1e-7
-_AT_ONCE = 1 << 18
+AT_ONCE = 1 << 18
 """Rows that a figure is computed of at a time: a log has ten million and more, and each takes some hundred bytes."""
 _DISCOUNTS = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(1.0 + np.arange(1, CUT + 1)))])
 """Sums of the discounts of the first 0, 1, ... ranks. (CUT + 1,)"""
@@ -47,7 +47,7 @@ def auc(p: Numbers, y: Numbers) -> float:
     if not len(high) or not len(low) or np.isnan(p).any():
         return math.nan
     low.sort()
-    parts = (high[at : at + _AT_ONCE] for at in range(0, len(high), _AT_ONCE))
+    parts = (high[at : at + AT_ONCE] for at in range(0, len(high), AT_ONCE))
     twice = sum(int(np.searchsorted(low, part, side).sum()) for part in parts for side in ("left", "right"))
     return twice / 2.0 / (len(high) * len(low))
 
@@ -93,7 +93,7 @@ def within(p: Numbers, y: Numbers, group: Numbers) -> dict[str, float]:
     return group_ranks(p, y, group).means()
 
 
-def group_ranks(p: Numbers, y: Numbers, group: Numbers, at_once: int = _AT_ONCE) -> GroupRanks:
+def group_ranks(p: Numbers, y: Numbers, group: Numbers, at_once: int = AT_ONCE) -> GroupRanks:
     """AUC and nDCG of each group. Inputs: (n,); ``at_once`` of them at a time, or the one group that is larger.
 
     With gain 1 for a click and c clicks in the group (Jarvelin and Kekalainen 2002, section 2.2; the discount of all
@@ -139,7 +139,7 @@ def _ranks_of(p: Numbers, y: Numbers, group: Numbers) -> GroupRanks:
     return GroupRanks(area, dcg / _DISCOUNTS[np.minimum(n_pos, CUT).astype(np.intp)], rows, first[both])
 
 
-def log_losses(p: Numbers, y: Numbers, at_once: int = _AT_ONCE) -> NDArray[np.float64]:
+def log_losses(p: Numbers, y: Numbers, at_once: int = AT_ONCE) -> NDArray[np.float64]:
     """``-y ln p - (1 - y) ln(1 - p)`` of each sample, p clipped to [1e-7, 1 - 1e-7]. (n,)"""
     losses = np.empty(len(p))
     for at in range(0, len(p), at_once):
