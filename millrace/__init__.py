@@ -2,7 +2,7 @@
 """A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
 __version__ = "0.2.0"
-__all__ = ["Model", "Schema", "delays", "freshness", "guess", "judge", "read", "replay"]
+__all__ = ["Model", "Schema", "delays", "freshness", "guess", "judge", "read", "replay", "up"]
 
 _ROOMS = {
     "Model": "commands.replay.onlinemodel",
@@ -13,6 +13,7 @@ _ROOMS = {
     "judge": "commands.judge.command",
     "read": "commands.replay.reading",
     "replay": "commands.replay.replayrun",
+    "up": "commands.up.started",
 }
 
 

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 def package(name: str) -> Any:
     """A package that Millrace does not need for itself, but for its user. Raises SettingError without it."""
+    modules = {"pandas": "pandas", "polars": "polars", "river": "river.base", "millrace_client": "millrace_client"}
     try:
-        return import_module({"pandas": "pandas", "polars": "polars", "river": "river.base"}[name])
+        return import_module(modules[name])
     except ModuleNotFoundError:
-        raise SettingError(f"'{name}' is not installed here", f"pip install {name}") from None
+        raise SettingError(f"'{name}' is not installed here", f"pip install {name.replace('_', '-')}") from None
 
 
 class ArrowRows:
