@@ -69,7 +69,7 @@ def state_of(
         figures[f"ctr_{arm}"] = shown_rate if shown.simulated else figures.get(f"click_rate_{arm}")
         figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
     now = time.time_ns() // 1_000_000
-    return {
+    state: State = {
         "phase": phase,
         "wall_ms": now,
         "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
@@ -90,6 +90,49 @@ def state_of(
         "notes": notes[-8:],
         "series": series.columns(),
     }
+    return state | {"stands": stands(state)}
+
+
+def stands(state: State) -> dict[str, str]:
+    """How a run stands, in one sentence: that all is well, or the worst thing that is not.
+
+    The sentence has no figure that changes while nothing happens, so a screen reader says it when something does.
+
+    Returns:
+        ``mood``: good, bad, or empty for what passes by itself or waits for a person; and ``says``.
+    """
+    roles, gate, phase = state["roles"], state["gate"], state["phase"]
+    by_state = {role["state"]: role for role in reversed(roles)}
+    broken = state["figures"].get("not_finite")
+    if phase == "failed":
+        return {"mood": "bad", "says": f"The run failed. {' '.join(state['notes'][-1:])}".strip()}
+    if lost := by_state.get("gave up"):
+        return {"mood": "bad", "says": f"{lost['name']} ended too often and is not started again; see its log."}
+    if phase not in ("starting", "running"):
+        return {"mood": "", "says": f"The run is {phase}."}
+    if down := by_state.get("waiting") or by_state.get("stopped"):
+        restarts = f", restart {down['restarts'] + 1}" if down["state"] == "waiting" else ""
+        return {"mood": "bad", "says": f"{down['name']} is down{restarts}; see its log. The others go on."}
+    if broken:
+        return {
+            "mood": "bad",
+            "says": f"{count(broken)} predictions of the learner are no finite numbers; see its log.",
+        }
+    if alarms(state):
+        return {"mood": "" if gate["state"] == "held" else "bad", "says": f"The gate: {gate['says']}."}
+    if state["awaits"]:
+        return {"mood": "", "says": state["awaits"]}
+    late = [role for role in roles if role["state"] != "running"]
+    if late or phase == "starting":
+        names = [f"{role['name']} ({role['awaits']})" if role["awaits"] else role["name"] for role in late]
+        return {"mood": "", "says": f"Not ready yet: {', '.join(names) or 'the shop'}."}
+    judged = "" if gate["state"] is None else " and the gate lets new versions serve"
+    return {"mood": "good", "says": f"All is well: all {len(roles)} roles work{judged}."}
+
+
+def alarms(state: State) -> bool:
+    """Whether the newest version does not serve."""
+    return state["gate"]["state"] not in (None, "promoting")
 
 
 def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:

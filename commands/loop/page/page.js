@@ -54,8 +54,10 @@ const makeCharts = (simulated, control) => {
   ];
 };
 
+// Text that stays is not written again: a screen reader would say it each second.
 function put(id, text) {
-  byId(id).textContent = text;
+  const node = byId(id);
+  if (node.textContent !== text) node.textContent = text;
 }
 
 // Rows of a table, each of cells with a text and a class.
@@ -137,13 +139,9 @@ function places(addresses) {
   pairs("addresses", Object.entries(addresses));
 }
 
-// What stands before what is served: the newest refusal and why, and which version serves instead.
 function gate(g, f) {
-  const there = known(g.state), back = there && g.state !== "promoting";
-  byId("gate").hidden = !there;
-  byId("refusal").hidden = !back;
-  put("refusal", back ? g.says : "");
-  put("gate-says", back ? "" : g.says);
+  byId("gate").hidden = !known(g.state);
+  put("gate-says", g.says);
   const pill = byId("gate-state");
   pill.textContent = g.state ?? "";
   pill.className = `pill ${{ promoting: "good", blocked: "bad" }[g.state] ?? ""}`;
@@ -190,8 +188,8 @@ function show(state) {
   clockOf.offset = state.simulated ? 8 * 3600000 : 0; // the simulated shop's own time is UTC+8
   put("clock", f.event_ms ? clockOf(f.event_ms, true) : dash);
   put("speed", state.simulated ? `shop time, ${state.speed} times as fast` : "UTC");
-  put("awaits", state.awaits);
-  byId("awaits").hidden = !state.awaits;
+  put("stands", state.stands.says);
+  byId("stands").className = `stands ${state.stands.mood}`;
   put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s${state.since ? `; figures ${state.since}` : ""}` : "");
   const pill = byId("phase");
   pill.textContent = state.phase;

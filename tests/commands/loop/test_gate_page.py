@@ -36,6 +36,8 @@ from tests.scenes.waiting import PATIENCE
 WHY = "labels over predictions: 2.41, beyond 1.6"
 TOKEN = "a-token-of-a-person"
 EXPLAIN = "document.getElementById('explain').requestSubmit()"
+STANDS = "document.getElementById('stands').textContent"
+REFUSED = "document.getElementById('stands').className === 'stands bad'"
 AT_MS = 1_772_600_000_000  # 04:53 UTC
 
 
@@ -175,10 +177,10 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("document.getElementById('gate-state').textContent === 'promoting'")
-            assert tab.evaluate("document.getElementById('refusal').hidden")
+            assert tab.evaluate(STANDS) == "Not ready yet: simulate, stream, learn, serve."
             roles.refuse()
-            tab.until("!document.getElementById('refusal').hidden")
-            said = tab.evaluate("document.getElementById('refusal').innerText")
+            tab.until(REFUSED)
+            said = tab.evaluate(STANDS)
             assert WHY in said
             assert "Version 57 serves instead" in said
             rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
@@ -188,7 +190,7 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             told = tab.evaluate("document.querySelector('#outcomes tbody').innerText").split()
             assert told == ["order", "1,234", "0.7500", "–", "–"]
             roles.state = "promoting"
-            tab.until("document.getElementById('refusal').hidden")
+            tab.until(f"!({REFUSED})")
             assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
     finally:
         page.stop()
@@ -331,7 +333,7 @@ def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tm
             where.append(url)
             tab.go(page.url)
             roles.refuse()
-            tab.until("!document.getElementById('refusal').hidden")
+            tab.until(REFUSED)
             tab.evaluate("document.getElementById('user').value = 'ann'")
             tab.evaluate(EXPLAIN)
             tab.until("!document.getElementById('why').hidden")

@@ -27,7 +27,7 @@ from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from commands.loop.page import PageServer
 from commands.loop.page.page_server import FIRST_PORT
 from commands.loop.series import COLUMNS, Series
-from commands.loop.status import RunStatus, State, sparkline, state_of
+from commands.loop.status import RunStatus, State, sparkline, stands, state_of
 from commands.loop.view import View, line_of, table_of
 from millrace.basics.errors import PortError
 from millrace.contracts.clock import EventClock
@@ -432,6 +432,34 @@ def test_the_state_is_whole_from_the_first_moment(nothing: State, running: State
     order = {"outcome": "order", "rows": 12.0, "auc": pytest.approx(0.62), "log_loss": None, "calibration": None}
     assert running["outcomes"] == [order]
     assert running["notes"] == [f"note {i}" for i in range(12, 20)]
+
+
+def test_one_sentence_says_that_all_is_well_or_the_worst_that_is_not(running: State) -> None:
+    """Worse and worse: each says itself although all before it still holds."""
+    state = running | {"roles": [r | {"state": "running"} for r in running["roles"]]}
+    assert stands(state) == {"mood": "good", "says": "All is well: all 4 roles work."}
+    state["gate"] = {"state": "promoting", "says": "every version was promoted"}
+    assert stands(state)["says"] == "All is well: all 4 roles work and the gate lets new versions serve."
+    roles = state["roles"]
+    roles[1] |= {"state": "starting", "awaits": "reads the states of its partitions, 3 to go"}
+    said = "Not ready yet: stream (reads the states of its partitions, 3 to go)."
+    assert stands(state) == {"mood": "", "says": said}
+    state["awaits"] = "waiting for items."
+    assert stands(state) == {"mood": "", "says": "waiting for items."}
+    state["gate"] = {"state": "held", "says": "version 7 serves: a person holds what is served"}
+    assert stands(state) == {"mood": "", "says": "The gate: version 7 serves: a person holds what is served."}
+    state["gate"] = {"state": "blocked", "says": "refused: AUC 0.41"}
+    assert stands(state) == {"mood": "bad", "says": "The gate: refused: AUC 0.41."}
+    state["figures"] = state["figures"] | {"not_finite": 1234.0}
+    assert stands(state)["says"].startswith("1,234 predictions of the learner are no finite numbers")
+    roles[2] |= {"state": "waiting", "restarts": 2}
+    assert stands(state) == {"mood": "bad", "says": "learn is down, restart 3; see its log. The others go on."}
+    state["phase"] = "draining"
+    assert stands(state) == {"mood": "", "says": "The run is draining."}, "roles end one by one then"
+    roles[0]["state"] = "gave up"
+    assert stands(state)["says"] == "simulate ended too often and is not started again; see its log."
+    state |= {"phase": "failed", "notes": ["a", "no room on the disk"]}
+    assert stands(state) == {"mood": "bad", "says": "The run failed. no room on the disk"}
 
 
 def test_the_page_serves_its_files_and_the_state_and_nothing_else(running: State) -> None:
