@@ -111,5 +111,13 @@ class Series:
         at = COLUMNS.index(name)
         return [point[at] for point in self.points]
 
+    def last(self, *names: str) -> tuple[float, tuple[float | None, ...]] | None:
+        """The values of columns at the newest point that has the first of them, and its wall time (ms)."""
+        at = [COLUMNS.index(name) for name in names]
+        for point in reversed(self.points):
+            if point[at[0]] is not None:
+                return point[0] or 0.0, tuple(point[n] for n in at)
+        return None
+
     def columns(self) -> dict[str, list[float | None]]:
         return {name: self.column(name) for name in COLUMNS}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from commands.loop.answers import awaited, fast, learns, when
 from commands.loop.gatestatus import VERDICTS, Gate, says
 from commands.loop.monitor import Monitor, Picture, arms_of, outcomes_of
 from commands.loop.series import Series
@@ -69,6 +70,8 @@ def state_of(
         figures[f"ctr_{arm}"] = shown_rate if shown.simulated else figures.get(f"click_rate_{arm}")
         figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
     now = time.time_ns() // 1_000_000
+    arms = arms_of(monitor.roles.get("archive")) if monitor else []
+    settled = when(shown.settles_s - (now - (started_wall_ms or now)) / 1000, now)
     state: State = {
         "phase": phase,
         "wall_ms": now,
@@ -77,7 +80,17 @@ def state_of(
         "figures": figures,
         "simulated": shown.simulated,
         "control": shown.control,
-        "settles_s": shown.settles_s,
+        "learns": learns(
+            arms,
+            figures,
+            series,
+            settled,
+            simulated=shown.simulated,
+            control=shown.control,
+            archive="archive" in shown.roles,
+        ),
+        "fast": fast(figures, series),
+        "awaited": awaited(series, settled),
         "since": "since this start" if shown.resumed else "",
         "awaits": shown.awaits,
         "addresses": dict(shown.addresses),
@@ -85,7 +98,7 @@ def state_of(
         "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
         "gate": _gate(picture.gate, figures),
-        "arms": arms_of(monitor.roles.get("archive")) if monitor else [],
+        "arms": arms,
         "outcomes": outcomes_of(monitor.roles.get("learn")) if monitor else [],
         "notes": notes[-8:],
         "series": series.columns(),

@@ -137,8 +137,9 @@ def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
         "count": 40,
     }
     assert stages["applied"] == {"mean": None, "p50": None, "p99": None, "count": 0}
-    assert picture.figures["click_stage_ms_joined"] == 75.0
+    assert picture.figures["click_stage_ms_joined"] == 50.0, "of the newest 30 clicks, and 75 of all"
     assert picture.figures["click_stage_ms_learnt"] is None
+    assert monitor.look().figures["click_stage_ms_joined"] == 50.0, "while no other click comes"
 
 
 def test_users_who_were_not_read_and_those_who_do_not_exist_are_distinguished(network: Network, tmp_path: Path) -> None:
