@@ -141,7 +141,7 @@ def refusal(demo: DemoProcess, tab: Browser) -> tuple[re.Match[str], str]:
 
     def there() -> bool:
         said, version = tab.evaluate(
-            "[document.getElementById('stands').textContent, document.getElementById('t-version').textContent]"
+            "[document.getElementById('stands').textContent, document.querySelector('#served dd').textContent]"
         )
         match = SAID.search(said)
         if match is not None:

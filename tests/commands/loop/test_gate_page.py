@@ -28,13 +28,14 @@ from stream.archive.archive_main import show_arms
 from stream.archive.archive_metrics import ARM_MADE_BY
 from stream.archive.arm_figures import ArmFigure
 from tests.scenes.app_server import served
-from tests.scenes.browser import CHROMIUM, browser
+from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.filter_world import Shop
 from tests.scenes.scorer_shop import item
 from tests.scenes.waiting import PATIENCE
 
 WHY = "labels over predictions: 2.41, beyond 1.6"
 TOKEN = "a-token-of-a-person"
+OPEN_ALL = "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
 EXPLAIN = "document.getElementById('explain').requestSubmit()"
 STANDS = "document.getElementById('stands').textContent"
 REFUSED = "document.getElementById('stands').className === 'stands bad'"
@@ -177,6 +178,7 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("document.getElementById('gate-state').textContent === 'promoting'")
+            tab.evaluate(OPEN_ALL)
             assert tab.evaluate(STANDS) == "Not ready yet: simulate, stream, learn, serve."
             roles.refuse()
             tab.until(REFUSED)
@@ -194,6 +196,13 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
     finally:
         page.stop()
+
+
+def unfold(tab: Browser, name: str) -> None:
+    """Opens the details of a topic by keyboard."""
+    tab.tab_to(f"open-{name}")
+    tab.press("Enter", "\r")
+    tab.until(f"document.getElementById('{name}').open")
 
 
 def ask(page: PageServer, path: str, body: bytes = b"{}", token: str = TOKEN) -> tuple[int, str]:
@@ -271,6 +280,7 @@ def test_the_model_is_commanded_by_keyboard(
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("!document.getElementById('gate').hidden")
+            unfold(tab, "gate")
             tab.tab_to("token")
             tab.call("Input.insertText", text=TOKEN)
             for number, name in enumerate(("hold", "promote", "rollback"), 1):
@@ -301,6 +311,7 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
     said = "document.getElementById('explained').innerText"
     with browser(tmp_path) as tab, served(shop.app) as url:
         tab.go(page.url)
+        unfold(tab, "explaining")
         tab.tab_to("user")
         tab.call("Input.insertText", text="ann")
         tab.press("Enter", "\r")
@@ -334,6 +345,7 @@ def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tm
             tab.go(page.url)
             roles.refuse()
             tab.until(REFUSED)
+            tab.evaluate(OPEN_ALL)
             tab.evaluate("document.getElementById('user').value = 'ann'")
             tab.evaluate(EXPLAIN)
             tab.until("!document.getElementById('why').hidden")
