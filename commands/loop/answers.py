@@ -6,6 +6,7 @@ An answer is a dictionary: ``value`` in a few words, empty where nothing is know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from commands.loop.series import Series
 from commands.loop.stage_times import ROLE_OF
 from millrace.contracts.events import CONTROL, MODEL
+from millrace.evidence.sequences import difference, mean_of
 
 Figures = Mapping[str, float | None]
 Answer = dict[str, Any]
@@ -21,6 +23,7 @@ STAGE = "click_stage_ms_"
 """Begins the name of a figure that is the mean time (ms) of a stage of the newest clicks."""
 NO_BAND = "No band: no archive counts clicks by user."
 
+_ROWS = "served_rows", "served_rows_control"
 _JUDGED = ("auc", "page_auc", "log_loss", "calibration")
 _CHARTS = {
     "click rate": ("ctr_model",),
@@ -31,17 +34,19 @@ _CHARTS = {
 """What is drawn, as the page calls it, and its columns."""
 
 
-def when(left_s: float, now_ms: int) -> str:
-    """When settled labels are there, ``left_s`` seconds from now.
+def when(settles_s: float, started_ms: int, now_ms: int) -> str:
+    """When settled labels are there, which takes ``settles_s`` from the first pages on. ``started_ms``: 0: not yet.
 
-    >>> when(20.4, 0), when(360.0, 0), when(-1.0, 0)
-    ('in about 21 s', 'in about 6 minutes, at 00:06 UTC', 'with the next exposures that settle')
+    >>> when(20.0, 0, 9), when(20.0, 1000, 1000), when(360.0, 60_000, 60_000), when(20.0, 1, 30_000)
+    ('20 s after the first pages', 'in 20 s', 'in 6 minutes, at 00:07 UTC', 'with the next exposures that settle')
     """
+    left_s = settles_s - (now_ms - started_ms) / 1000 if started_ms else settles_s
     if left_s <= 0:
         return "with the next exposures that settle"
-    if left_s < 90:
-        return f"in about {int(left_s) + 1} s"
-    return f"in about {left_s / 60:.0f} minutes, at {_clock(now_ms + 1000 * left_s)} UTC"
+    span = f"{math.ceil(left_s)} s" if left_s < 90 else f"{math.ceil(left_s / 60)} minutes"
+    if not started_ms:
+        return f"{span} after the first pages"
+    return f"in {span}" + (f", at {_clock(now_ms + 1000 * left_s)} UTC" if left_s >= 90 else "")
 
 
 def learns(
@@ -58,44 +63,57 @@ def learns(
 
     Args:
         arms: rows of :func:`~commands.loop.monitor.arms_of`; they have the band.
-        settled: when labels are settled (:func:`when`): click rates wait for it where no simulator sees the pages.
+        settled: when labels are settled (:func:`when`).
+        simulated: whether a simulator sees the pages: then click rates do not wait for labels.
         control: whether some pages are random.
         archive: whether an archive counts clicks by user, which makes a band possible.
     """
     clicks = {row["arm"]: row for row in arms if row["outcome"] == "click"}
-    then = _before(series, "ctr_model", "ctr_control")
-    now = figures.get("ctr_model"), figures.get("ctr_control")
-    rates, earlier = (now, "") if now[0] is not None or then is None else then
+    names = "ctr_model", "ctr_control", *(("page_exposures_model", "page_exposures_control") if simulated else _ROWS)
+    then = _before(series, *names)
+    now = tuple(figures.get(name) for name in names)
+    (rate, random, *rows), earlier = (now, "") if now[0] is not None or then is None else then
     other = next((arm for arm in clicks if arm != MODEL), "")
     mine, theirs = (clicks.get(arm, {}).get("mean_estimate") for arm in (MODEL, other))
-    if control and rates[0] is not None and rates[1]:
-        other, beside, gain = CONTROL, "random ones", rates[0] / rates[1]
-        said = f"The model's pages are clicked at {rates[0]:.1%}, random ones at {rates[1]:.1%}{earlier}."
+    decided = False
+    if control and rate is not None and random:
+        other, beside, gain = CONTROL, "random ones", rate / random
+        said = f"The model's pages are clicked at {rate:.1%}, random ones at {random:.1%}{earlier}."
+        decided = _apart((rate, rows[0]), (random, rows[1]))
     elif mine is not None and theirs:
         beside, gain = f"those of arm {other}", mine / theirs
         said = f"A user clicks {mine:.2f} times on the model's pages, {theirs:.2f} on those of arm {other}."
-    elif rates[0] is not None:
+    elif rate is not None:
         lacks = "No click on a random page is known yet." if control else "No page is random, to compare with."
-        return {"value": f"{rates[0]:.1%}", "says": f"of the model's pages are clicked{earlier}. {lacks}"}
+        return {"value": f"{rate:.1%}", "says": f"of the model's pages are clicked{earlier}. {lacks}"}
     else:
-        what = "The first pages are awaited" if simulated else f"Click rates come {settled}"
-        return {"value": "", "says": f"{what}: nobody's clicks are known yet."}
-    words = (
-        f"{gain:.1f} times as many clicks as {beside}" if gain >= 1 else f"only {gain:.2f} of the clicks of {beside}"
-    )
-    return {"value": words, "says": f"{said} {_band(clicks, other) if archive else NO_BAND}"}
+        return {"value": "", "says": f"No click is known yet. Click rates come {_rates(settled, simulated)}."}
+    more = _more(clicks, other)
+    if more is not None:
+        decided = more[1] > 0 or more[2] < 0
+        band = f"That is {more[0]:+.2f} clicks a user ({more[1]:+.2f} to {more[2]:+.2f} with 95%)."
+    else:
+        band = "A band comes when enough users' horizons are over." if archive else NO_BAND
+    words = f"{gain:.1f} times the clicks of {beside}" if gain >= 1 else f"only {gain:.2f} of the clicks of {beside}"
+    return {"value": words if decided else "too early to tell", "says": f"{said} {band}"}
 
 
-def _band(clicks: Mapping[str, Mapping[str, Any]], other: str) -> str:
-    """The gain of a user, with its band. Arms are compared with random pages where there are any, else with the
-    model's."""
+def _apart(*arms: tuple[float, float | None]) -> bool:
+    """Whether click rates of so many exposures differ for certain even if all exposures were independent. Those of one
+    user are not, so this is the least that is asked where no archive counts by user."""
+    model, random = (mean_of(int(rows or 0), rate * (rows or 0), rate * (rows or 0)) for rate, rows in arms)
+    return difference(model, random).decided
+
+
+def _more(clicks: Mapping[str, Mapping[str, Any]], other: str) -> tuple[float, float, float] | None:
+    """What a user clicks more on the model's pages than on those of ``other``, and its band; None: not known. The
+    archive compares with random pages where there are any, else with the model's."""
     row, sign = (clicks.get(MODEL, {}), 1) if other == CONTROL else (clicks[other], -1)
     estimate, low, high = (row.get(f"more_{bound}") for bound in ("estimate", "low", "high"))
     if estimate is None or low is None or high is None:
-        return "A band comes when enough users' horizons are over."
+        return None
     low, high = sorted((sign * low, sign * high))
-    decided = "decided" if low > 0 or high < 0 else "not decided yet"
-    return f"That is {sign * estimate:+.2f} clicks a user ({low:+.2f} to {high:+.2f} with 95%): {decided}."
+    return sign * estimate, low, high
 
 
 def fast(figures: Figures, series: Series) -> Answer:
@@ -113,16 +131,20 @@ def fast(figures: Figures, series: Series) -> Answer:
     return answer | {"value": f"{p50 / 1000:.2f} s", "says": says}
 
 
-def awaited(series: Series, settled: str) -> str:
+def awaited(series: Series, settled: str, *, simulated: bool) -> str:
     """What is not drawn yet, and when it comes; empty where everything is drawn."""
     comes = {
-        "click rate": settled,
+        "click rate": _rates(settled, simulated),
         "click to served": "with the first click that is learnt",
         "freshness": "with the first version that learnt",
     }
     lacking = [name for name, columns in _CHARTS.items() if not any(series.last(column) for column in columns)]
     said = "; ".join(f"{name} {comes.get(name, settled)}" for name in lacking)
     return f"Awaited: {said}." if said else ""
+
+
+def _rates(settled: str, simulated: bool) -> str:
+    return "with the first pages" if simulated else settled
 
 
 def _before(series: Series, *columns: str) -> tuple[tuple[float | None, ...], str] | None:

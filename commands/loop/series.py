@@ -31,6 +31,8 @@ GAUGES = (
     "click_to_served_p50_ms",
     "click_to_served_p99_ms",
     "served_version",
+    "served_rows",
+    "served_rows_control",
     "page_exposures_model",
     "page_clicks_model",
     "page_exposures_control",

@@ -71,7 +71,7 @@ def state_of(
         figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
     now = time.time_ns() // 1_000_000
     arms = arms_of(monitor.roles.get("archive")) if monitor else []
-    settled = when(shown.settles_s - (now - (started_wall_ms or now)) / 1000, now)
+    settled = when(shown.settles_s, started_wall_ms, now)
     state: State = {
         "phase": phase,
         "wall_ms": now,
@@ -90,7 +90,7 @@ def state_of(
             archive="archive" in shown.roles,
         ),
         "fast": fast(figures, series),
-        "awaited": awaited(series, settled),
+        "awaited": awaited(series, settled, simulated=shown.simulated),
         "since": "since this start" if shown.resumed else "",
         "awaits": shown.awaits,
         "addresses": dict(shown.addresses),
@@ -137,7 +137,8 @@ def stands(state: State) -> dict[str, str]:
         return {"mood": "", "says": state["awaits"]}
     late = [role for role in roles if role["state"] != "running"]
     if late or phase == "starting":
-        names = [f"{role['name']} ({role['awaits']})" if role["awaits"] else role["name"] for role in late]
+        why = [role["awaits"] or ("it ended and was started again" if role["restarts"] else "") for role in late]
+        names = [role["name"] + (f" ({of})" if of else "") for role, of in zip(late, why, strict=True)]
         return {"mood": "", "says": f"Not ready yet: {', '.join(names) or 'the shop'}."}
     judged = "" if gate["state"] is None else " and the gate lets new versions serve"
     return {"mood": "good", "says": f"All is well: all {len(roles)} roles work{judged}."}

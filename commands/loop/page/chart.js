@@ -62,7 +62,7 @@ class Chart {
     const { svg, options, columns } = this;
     const width = this.place.clientWidth, height = this.place.clientHeight;
     if (!columns || !width) return; // or it is hidden
-    const time = columns.event_ms;
+    const time = columns.event_ms, begins = time.findIndex((_, i) => this.lines.some((line) => columns[line.key][i] !== null));
     const known = this.lines.flatMap((line) => columns[line.key].filter((v) => v !== null));
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -76,7 +76,7 @@ class Chart {
     const room = (high - low) * 0.06;
     high += room;
     if (!options.zero) low -= room;
-    const first = time[0], last = Math.max(time[time.length - 1], first + 1);
+    const first = time[begins], last = Math.max(time[time.length - 1], first + 1);
     const x = (t) => left + ((t - first) / (last - first)) * (width - left - right);
     const y = (v) => top + (1 - (v - low) / (high - low)) * (height - top - bottom);
 

@@ -193,7 +193,7 @@ function outcomes(list) {
 function show(state) {
   const f = state.figures;
   clockOf.offset = state.simulated ? 8 * 3600000 : 0; // the simulated shop's own time is UTC+8
-  put("clock", f.event_ms ? clockOf(f.event_ms, true) : dash);
+  put("clock", f.event_ms ? clockOf(f.event_ms, true) : "");
   put("speed", state.simulated ? `shop time, ${state.speed} times as fast` : "UTC");
   put("stands", state.stands.says);
   byId("stands").className = `stands ${state.stands.mood}`;
@@ -203,7 +203,7 @@ function show(state) {
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
   answers(state.learns, state.fast);
   roles(state.roles);
-  put("memory", `${state.memory} in all processes together`);
+  put("memory", state.memory.startsWith(dash) ? "" : `${state.memory} in all processes together`);
   accounts(f, state.dead_letters, state.simulated);
   details(state);
   put("awaited", state.awaited);

@@ -9,7 +9,8 @@ import pytest
 from commands.loop.answers import NO_BAND, Figures, awaited, fast, learns
 from commands.loop.series import Series
 
-KNOWN = {"ctr_model": 0.19, "ctr_control": 0.05}
+KNOWN = {"ctr_model": 0.19, "ctr_control": 0.05, "served_rows": 10_000.0, "served_rows_control": 4000.0}
+EARLY = "too early to tell"
 SETTLED = "in about 6 minutes, at 14:32 UTC"
 
 
@@ -26,29 +27,40 @@ def answer(
     return found["value"], found["says"]
 
 
+MUCH = "3.8 times the clicks of random ones"
 RATES = "The model's pages are clicked at 19.0%, random ones at 5.0%."
 
 
 @pytest.mark.parametrize(
-    ("bounds", "said"),
+    ("bounds", "value", "said"),
     [
-        ((0.14, 0.1, 0.2), "That is +0.14 clicks a user (+0.10 to +0.20 with 95%): decided."),
-        ((0.14, -0.1, 0.2), "That is +0.14 clicks a user (-0.10 to +0.20 with 95%): not decided yet."),
-        ((-0.14, -0.2, -0.1), "That is -0.14 clicks a user (-0.20 to -0.10 with 95%): decided."),
-        ((), "A band comes when enough users' horizons are over."),
+        ((0.14, 0.1, 0.2), MUCH, "That is +0.14 clicks a user (+0.10 to +0.20 with 95%)."),
+        ((0.14, -0.1, 0.2), EARLY, "That is +0.14 clicks a user (-0.10 to +0.20 with 95%)."),
+        ((-0.14, -0.2, -0.1), MUCH, "That is -0.14 clicks a user (-0.20 to -0.10 with 95%)."),
+        ((), MUCH, "A band comes when enough users' horizons are over."),
     ],
 )
-def test_the_gain_over_random_pages_has_the_band_of_the_archive(bounds: tuple[float, ...], said: str) -> None:
+def test_the_gain_over_random_pages_has_the_band_of_the_archive(
+    bounds: tuple[float, ...], value: str, said: str
+) -> None:
     arms = [arm("control", 0.2), arm("model", 0.34, *bounds), arm("hits", 0.3, 9, 8, 10)]
-    assert answer(arms, KNOWN) == ("3.8 times as many clicks as random ones", f"{RATES} {said}")
+    assert answer(arms, KNOWN) == (value, f"{RATES} {said}")
 
 
 def test_without_an_archive_the_gain_is_said_without_a_band() -> None:
-    assert answer([], KNOWN, archive=False) == ("3.8 times as many clicks as random ones", f"{RATES} {NO_BAND}")
+    assert answer([], KNOWN, archive=False) == (MUCH, f"{RATES} {NO_BAND}")
+
+
+def test_few_clicks_promise_nothing() -> None:
+    """400 random pages have 20 clicks: fewer than anything is said of."""
+    few = KNOWN | {"served_rows_control": 400.0}
+    assert answer([], few, archive=False) == (EARLY, f"{RATES} {NO_BAND}")
+    close = KNOWN | {"ctr_model": 0.06}
+    assert answer([], close, archive=False)[0] == EARLY
 
 
 def test_a_model_that_is_worse_is_not_praised() -> None:
-    value, _ = answer([], {"ctr_model": 0.05, "ctr_control": 0.1})
+    value, _ = answer([], KNOWN | {"ctr_model": 0.025})
     assert value == "only 0.50 of the clicks of random ones"
 
 
@@ -56,10 +68,10 @@ def test_where_no_page_is_random_another_arm_is_compared_with_and_the_band_is_tu
     """The archive compares with its first arm, here the model's."""
     arms = [arm("model", 1.5), arm("hits", 1.0, -0.5, -0.8, -0.2)]
     value, said = answer(arms, {"ctr_model": 0.19, "ctr_control": None}, control=False)
-    assert value == "1.5 times as many clicks as those of arm hits"
+    assert value == "1.5 times the clicks of those of arm hits"
     assert said == (
         "A user clicks 1.50 times on the model's pages, 1.00 on those of arm hits."
-        " That is +0.50 clicks a user (+0.20 to +0.80 with 95%): decided."
+        " That is +0.50 clicks a user (+0.20 to +0.80 with 95%)."
     )
 
 
@@ -70,11 +82,12 @@ def test_a_rate_alone_says_what_it_lacks() -> None:
 
 
 def test_before_anything_is_known_it_is_said_what_is_awaited_and_when() -> None:
-    nobody = "nobody's clicks are known yet."
-    assert answer([], {}) == ("", f"Click rates come {SETTLED}: {nobody}")
-    assert answer([arm("control", None), arm("model", None)], {}) == ("", f"Click rates come {SETTLED}: {nobody}")
-    assert answer([], {}, simulated=True) == ("", f"The first pages are awaited: {nobody}")
-    said = awaited(Series(), SETTLED)
+    nothing = ("", f"No click is known yet. Click rates come {SETTLED}.")
+    assert answer([], {}) == nothing
+    assert answer([arm("control", None), arm("model", None)], {}) == nothing
+    assert answer([], {}, simulated=True)[1].endswith("Click rates come with the first pages.")
+    assert awaited(Series(), SETTLED, simulated=True).startswith("Awaited: click rate with the first pages;")
+    said = awaited(Series(), SETTLED, simulated=False)
     assert said == (
         f"Awaited: click rate {SETTLED}; rolling AUC, AUC of a page, log loss and calibration {SETTLED};"
         " click to served with the first click that is learnt; freshness with the first version that learnt."
@@ -84,13 +97,13 @@ def test_before_anything_is_known_it_is_said_what_is_awaited_and_when() -> None:
 def test_what_was_known_last_stays_and_says_of_when_it_is() -> None:
     series = Series()
     figures = dict.fromkeys(("auc", "freshness_s"), 1.0) | {"click_to_served_p50_ms": 500.0}
-    series.add(3_600_000, 1, {"click_rate_model": 0.19, "click_rate_control": 0.05} | figures)
+    series.add(3_600_000, 1, {"click_rate_model": 0.19, "click_rate_control": 0.05} | KNOWN | figures)
     series.add(3_601_000, 2, {})
     value, said = answer([], {"ctr_model": None, "ctr_control": None}, series, archive=False)
-    assert value == "3.8 times as many clicks as random ones"
+    assert value == MUCH
     assert "random ones at 5.0% (as of 01:00 UTC)." in said
     assert fast({}, series)["says"] == "from a click to the weights that serve, as the median (as of 01:00 UTC)."
-    assert awaited(series, SETTLED) == ""
+    assert awaited(series, SETTLED, simulated=False) == ""
 
 
 def test_how_fast_is_of_the_newest_clicks_and_their_stages() -> None:

@@ -445,6 +445,8 @@ def test_one_sentence_says_that_all_is_well_or_the_worst_that_is_not(running: St
     roles[1] |= {"state": "starting", "awaits": "reads the states of its partitions, 3 to go"}
     said = "Not ready yet: stream (reads the states of its partitions, 3 to go)."
     assert stands(state) == {"mood": "", "says": said}
+    roles[3] |= {"state": "starting", "restarts": 1}
+    assert stands(state)["says"].endswith("3 to go), serve (it ended and was started again).")
     state["awaits"] = "waiting for items."
     assert stands(state) == {"mood": "", "says": "waiting for items."}
     state["gate"] = {"state": "held", "says": "version 7 serves: a person holds what is served"}
