@@ -23,6 +23,7 @@ import pytest
 from rich.console import Console
 
 from commands.demo.demorun import ROLES
+from commands.loop.host import Host
 from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from commands.loop.page import PageServer
 from commands.loop.page.page_server import FIRST_PORT
@@ -32,6 +33,7 @@ from commands.loop.view import View, line_of, table_of
 from millrace.basics.errors import PortError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS
+from millrace.contracts.settings import Settings
 from millrace.processes.resident_memory import resident, resident_bytes
 from millrace.processes.supervisor import Supervisor
 from tests.scenes.waiting import PATIENCE
@@ -295,6 +297,101 @@ def test_the_history_is_bounded_and_spans_the_whole_run() -> None:
     assert walls[-1] > 9_000_000
     assert series.rate("exposures") == pytest.approx(7.0)
     assert set(series.columns()) == set(COLUMNS)
+
+
+def drawn(points: int, limit: int = 600) -> Series:
+    series = Series(limit)
+    for second in range(points):
+        series.add(1000 * (second + 1), 60_000 * second, {"auc": 0.5 + second / 1000, "click_rate_model": None})
+    return series
+
+
+def test_the_charts_go_on_after_a_restart_with_a_gap() -> None:
+    before, after = drawn(10), Series()
+    after.resume(before.encoded(), 8500)
+    assert after.points[:8] == before.points[:8], "without what is said to come: the clock was put back"
+    assert after.column("wall_ms")[8:] == [8001]
+    assert after.column("auc")[8:] == [None]
+    after.add(9000, 600_000, {"auc": 0.7})
+    assert after.column("auc")[-2:] == [None, 0.7]
+    assert after.last("auc", "wall_ms") == (9000, (0.7, 9000))
+    empty = Series()
+    empty.resume(Series().encoded(), 1)
+    assert empty.points == []
+
+
+def test_a_history_stays_bounded_over_restarts() -> None:
+    series = drawn(75, 50)
+    for now_ms in range(80_000, 400_000, 10_000):
+        again = Series(50)
+        again.resume(series.encoded(), now_ms)
+        for second in range(5):
+            again.add(now_ms + 1000 * second, now_ms + second, {"auc": 0.5})
+        series = again
+        assert 25 <= len(series.points) <= 50
+
+
+def test_the_charts_of_another_version_lack_what_it_did_not_draw() -> None:
+    kept = {"columns": ["event_ms", "auc", "of_old", "wall_ms"], "every": 2, "points": [[5.0, 0.7, 1.0, 6.0]]}
+    series = Series()
+    series.resume(json.dumps(kept).encode(), 10_000)
+    assert series.points[0][:3] == (6.0, 5.0, 0.7)
+    assert set(series.points[0][3:]) == {None}
+
+
+WHOLE = {"columns": ["wall_ms", "event_ms"], "every": 1, "points": [[1.0, 1.0], [2.0, 2.0]]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        drawn(5).encoded()[:-9],
+        b"[" * 100_000,
+        *(
+            json.dumps(WHOLE | change).encode()
+            for change in (
+                {"every": 0},
+                {"columns": ["wall_ms", "auc"]},
+                {"points": [[1.0, 1.0], [2.0]]},
+                {"points": [[1.0, 1.0], [None, 2.0]]},
+                {"points": [[2.0, 1.0], [1.0, 2.0]]},
+                {"points": [[1.0 + n, 1.0] for n in range(601)]},
+            )
+        ),
+    ],
+)
+def test_damaged_charts_are_told_and_begun_anew(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    host = Host(Settings(), tmp_path, threading.Event(), RunStatus(ROLES))
+    (tmp_path / "series.json").write_bytes(raw)
+    series = Series()
+    host.resume_series(series)
+    assert series.points == []
+    assert len(host.notes) == 1
+    assert host.notes[0].startswith(f"the charts begin anew: '{tmp_path / 'series.json'}' is damaged (")
+
+
+def test_a_run_keeps_its_charts_and_the_next_goes_on_with_them(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    seen: list[Any] = []
+    for _ in range(2):
+        host = Host(Settings(), tmp_path, threading.Event(), RunStatus(ROLES))
+        host.keeps_series = True
+        host.monitor = monitor_of(network)
+        host.resume_series(host.monitor.series)
+        seen.append(host.monitor.series.column("wall_ms")[:1])
+        host.monitor.look()
+        host.stop_watching()
+        first = host.monitor.series.column("wall_ms")[:1]
+    assert seen == [[], first]
+    assert host.notes == []
+    (tmp_path / "series.json").unlink()
+    (tmp_path / "series.json").mkdir()
+    for _ in range(2):
+        host.keep_series()
+    assert len(host.notes) == 1
+    assert "cannot be written" in host.notes[0]
 
 
 def test_click_rates_are_recent_and_by_arm() -> None:
