@@ -31,6 +31,7 @@ from commands.loop.scrape import scrape_file
 from commands.loop.series import Series
 from commands.loop.signals import AtOnce
 from commands.loop.status import RunStatus, State, state_of
+from commands.loop.titles import titles
 from commands.loop.view import View
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import UNFIT, BrokerError, ServiceError, SettingError, one_line
@@ -236,7 +237,11 @@ class Host:
         calm_logs(own, self.settings.log_format)
         stack.callback(structlog.reset_defaults)
         page = PageServer(
-            self.state, page_port, lambda role: getattr(self.monitor, role) if self.monitor else "", self.settings
+            self.state,
+            page_port,
+            lambda role: getattr(self.monitor, role) if self.monitor else "",
+            self.settings,
+            lambda items: titles(self.settings, items),
         )
         stack.callback(page.stop)
         self.view.page = page.url

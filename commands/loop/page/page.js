@@ -253,7 +253,10 @@ byId("explain").addEventListener("submit", async (event) => {
     if (!answer.ok) return say(page.error, "bad");
     say([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes].join("; "));
     const why = (one) => (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
-    rows("reasons", page.items.map((one) => [[one.position, "n"], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
+    const list = (titles) => rows("reasons", page.items.map((one) => [[one.position, "n"], [titles[one.item_id] ?? "", ""], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
+    list({});
+    const told = await fetch("titles", { method: "POST", headers: JSON_BODY, body: JSON.stringify(page.items.map((one) => one.item_id)) });
+    if (told.ok) list(await told.json());
   } catch (error) {
     say(`no answer (${error.message})`, "bad");
   }
