@@ -98,10 +98,8 @@ def bootstrap(
 
     Model, waits and partitions are those of the settings that the loop will have (docs/how-to/start-from-history.md).
 
-    Parameters
-    ----------
-    people
-        Leave users and items too, to be published at the first start.
+    Args:
+        people: Leave users and items too, to be published at the first start.
     """
     from commands.history.command import replay_into
 
@@ -136,12 +134,9 @@ def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
 
     Fails, once it is written, when time, user, item or label cannot be found: the schema then has a line to fill in.
 
-    Parameters
-    ----------
-    log
-        Exposure log: Parquet, CSV, TSV or JSON lines, or a folder of such files.
-    out
-        TOML file to write (default: print it). A file that is there already is not overwritten.
+    Args:
+        log: Exposure log: Parquet, CSV, TSV or JSON lines, or a folder of such files.
+        out: TOML file to write (default: print it). A file that is there already is not overwritten.
     """
     from commands.guess import guess_schema
     from millrace.basics.atomic_files import write_whole
@@ -179,26 +174,16 @@ def freshness(
 ) -> None:
     """Say what freshness is worth on a log: models that learn every minute, hour, day or never, and live features.
 
-    Parameters
-    ----------
-    train_days
-        Days at the beginning of the log that every model learns first (default: half of them).
-    sync
-        How often models take over what was learnt; batch: every micro-batch; also other parts of a day, as 5min.
-    cut
-        At whose times micro-batches are cut (default: those of --sync).
-    retrain
-        Also a model that is trained again on all data before each day: cost by the square of the days.
-    features
-        day-old: also window features as a daily job makes them. live: only live ones.
-    slices
-        Columns, with commas, by whose values figures are given too; also hour, weekday.
-    seeds
-        Models of each kind; figures are means over them.
-    model
-        A name, module:Class, or default.
-    inputs
-        own: as the schema says; raw, scaled: as in 'millrace dev experiment'.
+    Args:
+        train_days: Days at the beginning of the log that every model learns first (default: half of them).
+        sync: How often models take over what was learnt; batch: every micro-batch; also other parts of a day, as 5min.
+        cut: At whose times micro-batches are cut (default: those of --sync).
+        retrain: Also a model that is trained again on all data before each day: cost by the square of the days.
+        features: day-old: also window features as a daily job makes them. live: only live ones.
+        slices: Columns, with commas, by whose values figures are given too; also hour, weekday.
+        seeds: Models of each kind; figures are means over them.
+        model: A name, module:Class, or default.
+        inputs: own: as the schema says; raw, scaled: as in 'millrace dev experiment'.
     """
     from commands.freshness.freshnessrun import freshness as run
 
@@ -238,14 +223,10 @@ def delays(
 ) -> None:
     """Say how late a log's labels come, and what each attribution window and label policy would cost or gain.
 
-    Parameters
-    ----------
-    windows
-        Attribution windows to try, with commas. Labels of the longest are the final ones.
-    policies
-        Label policies to try, with commas (default: all), beside the present and immediate.
-    segments
-        Columns, with commas, by whose values completeness is shown too.
+    Args:
+        windows: Attribution windows to try, with commas. Labels of the longest are the final ones.
+        policies: Label policies to try, with commas (default: all), beside the present and immediate.
+        segments: Columns, with commas, by whose values completeness is shown too.
     """
     from commands.delays.delaysrun import delays as run
 
@@ -277,20 +258,13 @@ def simulate(
 ) -> None:
     """Write logs of simulated days: the shop of 'millrace demo', by its own policy.
 
-    Parameters
-    ----------
-    days
-        How many days.
-    out
-        Folder for the logs, one a day.
-    start
-        First day (YYYY-MM-DD).
-    seed
-        Seed of the simulated world.
-    users
-        How many shoppers come on an average day (default: the setting shoppers).
-    world
-        shop, feed, confounded or orders: docs/internals/simulator.md describes them.
+    Args:
+        days: How many days.
+        out: Folder for the logs, one a day.
+        start: First day (YYYY-MM-DD).
+        seed: Seed of the simulated world.
+        users: How many shoppers come on an average day (default: the setting shoppers).
+        world: shop, feed, confounded or orders: docs/internals/simulator.md describes them.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days
