@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cyclopts
 
 from commands.cli import cliconfig, clidata, clidev, clilogs, climodel, cliroles
-from commands.cli.cliflags import Data, Json, absolute, emit, report, settings_of
+from commands.cli.cliflags import Data, Json, absolute, emit, settings_of
 from millrace import __version__
 from millrace.basics.errors import EXIT_CODES, FENCED_STATUS, USAGE_STATUS, FencedError, MillraceError
 from millrace.contracts.settings import load_settings, unread_variables
@@ -126,44 +126,6 @@ def status(*, data: Data = None, json: Json = False) -> None:
 
 
 @app.command
-def judge(
-    archive: Path,
-    *,
-    out: Path,
-    outcome: Literal["click", "collect", "cart", "purchase"] = "click",
-    value: str | None = None,
-    by: Literal["user", "page"] = "user",
-    horizon: str = "1d",
-    every: str = "1h",
-    baseline: str = "control",
-    since: str | None = None,
-    model: str | None = None,
-    of: int | None = None,
-    json: Json = False,
-) -> None:
-    """Say which arm of a loop earns more, or what a model's order would have earned, however often you look.
-
-    Args:
-        archive: The folder 'archive' in the data folder of a loop.
-        out: Folder for report.json, run.json, report.html and the plot.
-        outcome: What is counted.
-        value: A numeric item attribute that an outcome counts, as price (default: 1 each).
-        by: Outcomes of a user within the horizon, or of a page.
-        horizon: How long a user counts, from the first page on, as 12h or 7d.
-        every: From look to look.
-        baseline: The arm that others are compared with.
-        since: Pages from then on, as 2026-03-01T14:30 (UTC) or 7d ago (default: all).
-        model: A model store, as DATA/models or DATA/learners/NAME/models: say whether its order would have earned more.
-            The archive needs MILLRACE_ARCHIVE_FEATURES and MILLRACE_EXPLORE.
-        of: With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
-    """
-    from commands.judge.command import judge as run
-
-    named: dict[str, Any] = {"horizon": horizon, "every": every, "baseline": baseline, "since": since}
-    report(json, run, archive, out, outcome=outcome, value=value, by=by, model=model, of=of, **named)
-
-
-@app.command
 def doctor(*, schema: Path | None = None, data: Data = None, json: Json = False) -> None:
     """Check settings, services, topics, clocks, schema, disk and versions; name what to mend. Status 0: nothing.
 
@@ -192,6 +154,12 @@ app.help_epilogue = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, me
 for name in app:
     if not name.startswith("-"):
         app[name].help_epilogue = ""  # else every command would print the list again
+app.command(
+    "commands.cli.clifunctions:judge",
+    name="judge",
+    help="Say which arm of a loop earns more, or what a model's order would have earned, however often you look.",
+    help_epilogue="",
+)
 
 
 def main() -> None:
