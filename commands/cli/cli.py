@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cyclopts
 
 from commands.cli import cliconfig, clidata, clidev, clilogs, climodel, cliroles
-from commands.cli.cliflags import Data, Json, absolute, emit, report, settings_of
+from commands.cli.cliflags import Data, Json, absolute, emit, settings_of
 from millrace import __version__
 from millrace.basics.errors import EXIT_CODES, FENCED_STATUS, USAGE_STATUS, FencedError, MillraceError
 from millrace.contracts.settings import load_settings, unread_variables
@@ -48,34 +48,20 @@ def demo(
 ) -> None:
     """Run the whole loop on this machine: broker, Redis, every role, a live page. Ctrl-C ends it.
 
-    Parameters
-    ----------
-    seconds
-        End by itself after so many seconds (default: run until Ctrl-C).
-    report
-        Write what was measured to this JSON file at the end.
-    seed
-        Seed of the simulated world.
-    users
-        How many shoppers come on an average day (default: the setting shoppers). Not with --from-log.
-    speed
-        Seconds of event time that pass in a second.
-    page_port
-        Port of the live page.
-    data
-        Folder of the loop, kept at the end (default: the setting data, else a temporary one, removed).
-    from_log
-        Play this exposure log through the live loop in place of simulated shoppers.
-    schema
-        Schema file of that log.
-    twin
-        At the end, train a replica without label delay, and report its AUC (key twin_auc).
-    archive
-        Write events, labelled exposures and their logged features as Parquet below DATA/archive.
-    history_days
-        Replay so many simulated days first, and go on from them. Not with --from-log.
-    prometheus
-        Start the Prometheus that is on the PATH, too, to watch the figures in Grafana.
+    Args:
+        seconds: End by itself after so many seconds (default: run until Ctrl-C).
+        report: Write what was measured to this JSON file at the end.
+        seed: Seed of the simulated world.
+        users: How many shoppers come on an average day (default: the setting shoppers). Not with --from-log.
+        speed: Seconds of event time that pass in a second.
+        page_port: Port of the live page.
+        data: Folder of the loop, kept at the end (default: the setting data, else a temporary one, removed).
+        from_log: Play this exposure log through the live loop in place of simulated shoppers.
+        schema: Schema file of that log.
+        twin: At the end, train a replica without label delay, and report its AUC (key twin_auc).
+        archive: Write events, labelled exposures and their logged features as Parquet below DATA/archive.
+        history_days: Replay so many simulated days first, and go on from them. Not with --from-log.
+        prometheus: Start the Prometheus that is on the PATH, too, to watch the figures in Grafana.
     """
     from commands.demo.demorun import DemoOptions
     from commands.demo.demorun import demo as run
@@ -110,18 +96,12 @@ def up(
 ) -> None:
     """Run the loop for a shop of your own: broker, Redis, every role, a live page; no shoppers. Ctrl-C ends it.
 
-    Parameters
-    ----------
-    schema
-        Schema file: which attributes of users and items are features (default: that of the data folder).
-    free_ports
-        Any free ports in place of the fixed ones; DATA/up.json names them.
-    sync
-        The embedded broker writes to the disk before it acknowledges: a power cut then loses nothing.
-    archive
-        Write events and labelled exposures as Parquet.
-    evolve
-        With a schema that has changed: carry over what both have (default: the setting).
+    Args:
+        schema: Schema file: which attributes of users and items are features (default: that of the data folder).
+        free_ports: Any free ports in place of the fixed ones; DATA/up.json names them.
+        sync: The embedded broker writes to the disk before it acknowledges: a power cut then loses nothing.
+        archive: Write events and labelled exposures as Parquet.
+        evolve: With a schema that has changed: carry over what both have (default: the setting).
     """
     from commands.up.uprun import UpOptions
     from commands.up.uprun import up as run
@@ -146,63 +126,11 @@ def status(*, data: Data = None, json: Json = False) -> None:
 
 
 @app.command
-def judge(
-    archive: Path,
-    *,
-    out: Path,
-    outcome: Literal["click", "collect", "cart", "purchase"] = "click",
-    value: str | None = None,
-    by: Literal["user", "page"] = "user",
-    horizon: str = "1d",
-    every: str = "1h",
-    baseline: str = "control",
-    since: str | None = None,
-    model: str | None = None,
-    of: int | None = None,
-    json: Json = False,
-) -> None:
-    """Say which arm of a loop earns more, or what a model's order would have earned, however often you look.
-
-    Parameters
-    ----------
-    archive
-        The folder 'archive' in the data folder of a loop.
-    out
-        Folder for report.json, run.json, report.html and the plot.
-    outcome
-        What is counted.
-    value
-        A numeric item attribute that an outcome counts, as price (default: 1 each).
-    by
-        Outcomes of a user within the horizon, or of a page.
-    horizon
-        How long a user counts, from the first page on, as 12h or 7d.
-    every
-        From look to look.
-    baseline
-        The arm that others are compared with.
-    since
-        Pages from then on, as 2026-03-01T14:30 (UTC) or 7d ago (default: all).
-    model
-        A model store, as DATA/models or DATA/learners/NAME/models: say whether its order would have earned more. The
-        archive needs MILLRACE_ARCHIVE_FEATURES and MILLRACE_EXPLORE.
-    of
-        With --model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
-    """
-    from commands.judge.command import judge as run
-
-    named: dict[str, Any] = {"horizon": horizon, "every": every, "baseline": baseline, "since": since}
-    report(json, run, archive, out, outcome=outcome, value=value, by=by, model=model, of=of, **named)
-
-
-@app.command
 def doctor(*, schema: Path | None = None, data: Data = None, json: Json = False) -> None:
     """Check settings, services, topics, clocks, schema, disk and versions; name what to mend. Status 0: nothing.
 
-    Parameters
-    ----------
-    schema
-        Schema file, as `millrace up` gets it.
+    Args:
+        schema: Schema file, as `millrace up` gets it.
     """
     from commands.up.doctor import doctor as run
 
@@ -213,10 +141,8 @@ def doctor(*, schema: Path | None = None, data: Data = None, json: Json = False)
 def reference(*, out: Path) -> None:
     """Write the pages that are made from the source: settings, commands, AsyncAPI, JSON Schemas.
 
-    Parameters
-    ----------
-    out
-        The folder docs/ of a checkout, or any other.
+    Args:
+        out: The folder docs/ of a checkout, or any other.
     """
     from commands.reference.made_pages import pages, write
 
@@ -228,6 +154,12 @@ app.help_epilogue = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, me
 for name in app:
     if not name.startswith("-"):
         app[name].help_epilogue = ""  # else every command would print the list again
+app.command(
+    "commands.cli.clifunctions:judge",
+    name="judge",
+    help="Say which arm of a loop earns more, or what a model's order would have earned, however often you look.",
+    help_epilogue="",
+)
 
 
 def main() -> None:

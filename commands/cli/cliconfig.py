@@ -29,10 +29,8 @@ app = cyclopts.App(name="config", help="Settings: show where each comes from, ch
 def init(*, out: Path = Path(FILE)) -> None:
     """Write a settings file with every public setting, its meaning and its default, all commented out.
 
-    Parameters
-    ----------
-    out
-        File to write. One that is there already is not overwritten.
+    Args:
+        out: File to write. One that is there already is not overwritten.
     """
     from commands.reference.settings_page import template
     from millrace.basics.atomic_files import write_whole

@@ -25,12 +25,9 @@ def dead_letters(
 ) -> None:
     """Print dead letters: how many there are of each reason, and the newest with what was sent and what to mend.
 
-    Parameters
-    ----------
-    reason
-        Only dead letters with this reason (docs/reference/dead-letters.md has them all).
-    last
-        How many dead letters to print.
+    Args:
+        reason: Only dead letters with this reason (docs/reference/dead-letters.md has them all).
+        last: How many dead letters to print.
     """
     from commands.reference.dead_letters import DeadLetterReport
     from millrace.contracts.topics import DEAD_LETTERS
@@ -57,10 +54,8 @@ def list_quarantine(*, data: Data = None, learner: Learner = None, json: Json = 
 def release(*names: str, data: Data = None, learner: Learner = None, admin: Admin = None, json: Json = False) -> None:
     """Learn samples that were refused: they are right.
 
-    Parameters
-    ----------
-    names
-        As 'millrace data quarantine list' shows them, or: all.
+    Args:
+        names: As 'millrace data quarantine list' shows them, or: all.
     """
     send_command(data, admin, json, learner, "/quarantine/release", names=_names(names))
 
@@ -76,10 +71,8 @@ def discard(
 ) -> None:
     """Throw samples away that were refused: they are wrong.
 
-    Parameters
-    ----------
-    names
-        As 'millrace data quarantine list' shows them, or: all.
+    Args:
+        names: As 'millrace data quarantine list' shows them, or: all.
     """
     if (named := _names(names)) == "all":
         sure("all that is in quarantine would be thrown away", yes)
@@ -91,10 +84,8 @@ def forget(user: str, *, data: Data = None, yes: Yes = False, json: Json = False
     """Rewrite the archive's files, and copies in quarantine, without a user. Delete the user first
     (docs/how-to/delete-a-user.md).
 
-    Parameters
-    ----------
-    user
-        The user's id.
+    Args:
+        user: The user's id.
     """
     from learner.gate.quarantine import PLACE, forget_user
     from millrace.basics.hashing import value_hash
@@ -119,10 +110,8 @@ def page(
 
     From the page log while the topic has it, else from the archive. Name the learner whose model made it.
 
-    Parameters
-    ----------
-    request_id
-        As the answer of /recommend had it.
+    Args:
+        request_id: As the answer of /recommend had it.
     """
     from commands.proofs.past_page import past_page, print_page
 
@@ -142,10 +131,8 @@ def parity(*, data: Data = None, out: Path | None = None, json: Json = False) ->
 
     It needs the setting archive_features, or 'millrace demo --archive'.
 
-    Parameters
-    ----------
-    out
-        Folder for report.json, run.json, report.html and plots.
+    Args:
+        out: Folder for report.json, run.json, report.html and plots.
     """
     from commands.proofs.parity import verify_parity
 

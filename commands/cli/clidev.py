@@ -20,10 +20,8 @@ app = cyclopts.App(name="dev", help="Benchmarks and experiments (from a checkout
 def bench(name: str, *, out: Path, short: Annotated[bool, Parameter(negative=())] = False, json: Json = False) -> None:
     """Run benchmark NAME and write its figures to OUT/report.json. From a checkout only.
 
-    Parameters
-    ----------
-    short
-        A small run, which shows that the benchmark works. Its figures say nothing.
+    Args:
+        short: A small run, which shows that the benchmark works. Its figures say nothing.
     """
     runner = checkout.module("benchmarks.runner")
     figures = runner.bench(name, out, short)
@@ -40,12 +38,9 @@ def experiment(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)])
 def topics(*, kafka: str | None = None, partitions: int | None = None, json: Json = False) -> None:
     """Create the topics that are missing, and check the partition counts of those that are there.
 
-    Parameters
-    ----------
-    kafka
-        The broker (default: the setting).
-    partitions
-        Of the topics that have many (default: the setting).
+    Args:
+        kafka: The broker (default: the setting).
+        partitions: Of the topics that have many (default: the setting).
     """
     from millrace.processes.kafka import create_topics, wait_for_broker
 

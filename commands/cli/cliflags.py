@@ -32,6 +32,19 @@ SkipBad = Annotated[
     bool, Parameter(help="Leave out rows that are wrong, counted by what is wrong, instead of ending with all faults.")
 ]
 Seed = Annotated[int, Parameter(help="Seed of the model. The same seed gives the same report, bit for bit.")]
+Log = Annotated[
+    list[Path],
+    Parameter(help="Exposure log: files or folders of Parquet, CSV, TSV or JSON lines; one row an exposure or a page."),
+]
+Model = Annotated[str | None, Parameter(help="Model to train: a name, or module:Class (default: the setting's).")]
+Labels = Annotated[
+    str | None,
+    Parameter(
+        help="When labels are learnt: wait, equal-wait, fake-negative-weighted, es-dfm, prompt (default: the"
+        " setting's), or immediate: at the exposure, which no live loop can do, to compare with."
+    ),
+]
+Out = Annotated[Path, Parameter(help="Folder for report.json, run.json, report.html and plots.")]
 
 
 def settings_of(data: Path | None, **flags: Any) -> Settings:

@@ -7,12 +7,12 @@ Each command imports what it needs itself, so that ``--help`` and short commands
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
-from commands.cli.cliflags import Json, SchemaFile, Seed, SkipBad, absolute, emit, report
+from commands.cli.cliflags import Json, Labels, Log, Model, Out, SchemaFile, Seed, SkipBad, absolute, emit, report
 from millrace.basics.errors import SettingError
 from millrace.contracts.settings import load_settings
 
@@ -20,38 +20,14 @@ app = cyclopts.App(
     name="log", help="Logs of exposures: guess a schema, import, replay, audit, freshness, delays, bootstrap."
 )
 
-Log = Annotated[
-    list[Path],
-    Parameter(help="Exposure log: files or folders of Parquet, CSV, TSV or JSON lines; one row an exposure or a page."),
-]
-Model = Annotated[str | None, Parameter(help="Model to train: a name, or module:Class (default: the setting's).")]
-Labels = Annotated[
-    str | None,
-    Parameter(
-        help="When labels are learnt: wait, equal-wait, fake-negative-weighted, es-dfm, prompt (default: the"
-        " setting's), or immediate: at the exposure, which no live loop can do, to compare with."
-    ),
-]
-Out = Annotated[Path, Parameter(help="Folder for report.json, run.json, report.html and plots.")]
 
-
-@app.command
-def replay(
-    log: Log,
-    *,
-    schema: SchemaFile,
-    out: Out,
-    seed: Seed = 0,
-    model: Model = None,
-    label_policy: Labels = None,
-    skip_bad: SkipBad = False,
-    json: Json = False,
-) -> None:
-    """Run a log through windows, learner and progressive evaluation; print the AUC of each day."""
-    from commands.replay.replayrun import replay as run
-
-    more: dict[str, Any] = {"seed": seed, "model": model, "label_policy": label_policy, "skip_bad": skip_bad}
-    report(json, run, _one_or_more(log), schema, out, **more)
+for _name, _help in {
+    "replay": "Run a log through windows, learner and progressive evaluation; print the AUC of each day.",
+    "freshness": "Say what freshness is worth on a log: models that learn every minute, hour, day or never, and live"
+    " features.",
+    "delays": "Say how late a log's labels come, and what each attribution window and label policy would cost or gain.",
+}.items():
+    app.command(f"commands.cli.clifunctions:{_name}", name=_name, help=_help)
 
 
 @app.command
@@ -75,8 +51,7 @@ def audit(
     spec = settings.spec() | ({"model": model} if model else {})
 
     def run() -> dict[str, Any]:
-        files = _one_or_more(log)
-        return report_of(audit_log(files, schema, out, spec=spec, seed=seed, labels=labels, skip_bad=skip_bad))
+        return report_of(audit_log(log, schema, out, spec=spec, seed=seed, labels=labels, skip_bad=skip_bad))
 
     report(json, run)
 
@@ -98,10 +73,8 @@ def bootstrap(
 
     Model, waits and partitions are those of the settings that the loop will have (docs/how-to/start-from-history.md).
 
-    Parameters
-    ----------
-    people
-        Leave users and items too, to be published at the first start.
+    Args:
+        people: Leave users and items too, to be published at the first start.
     """
     from commands.history.command import replay_into
 
@@ -109,7 +82,7 @@ def bootstrap(
         raise SettingError("--label-policy immediate for a live loop", "name one that a live loop can have")
     given = {"data": str(data), "schema": absolute(schema), "model": model, "label_policy": label_policy}
     settings = load_settings(given | ({"seed": seed} if seed else {}))
-    report(json, replay_into, _one_or_more(log), settings, people=people, skip_bad=skip_bad)
+    report(json, replay_into, log, settings, people=people, skip_bad=skip_bad)
 
 
 @app.command(name="import")
@@ -127,7 +100,7 @@ def import_(
     """
     from commands.replay.reading import import_into
 
-    report(json, import_into, _one_or_more(log), schema, out, skip_bad=skip_bad)
+    report(json, import_into, log, schema, out, skip_bad=skip_bad)
 
 
 @app.command
@@ -136,12 +109,9 @@ def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
 
     Fails, once it is written, when time, user, item or label cannot be found: the schema then has a line to fill in.
 
-    Parameters
-    ----------
-    log
-        Exposure log: Parquet, CSV, TSV or JSON lines, or a folder of such files.
-    out
-        TOML file to write (default: print it). A file that is there already is not overwritten.
+    Args:
+        log: Exposure log: Parquet, CSV, TSV or JSON lines, or a folder of such files.
+        out: TOML file to write (default: print it). A file that is there already is not overwritten.
     """
     from commands.guess import guess_schema
     from millrace.basics.atomic_files import write_whole
@@ -159,112 +129,6 @@ def guess(log: Path, *, out: Path | None = None, json: Json = False) -> None:
 
 
 @app.command
-def freshness(
-    log: Log,
-    *,
-    schema: SchemaFile,
-    out: Out,
-    train_days: int | None = None,
-    sync: str = "never,daily,hourly,15min,minute,batch",
-    cut: str | None = None,
-    retrain: bool = False,
-    features: Literal["day-old", "live"] = "day-old",
-    slices: str = "",
-    seeds: int = 1,
-    seed: Seed = 0,
-    model: str = "default",
-    inputs: Literal["own", "raw", "scaled"] = "own",
-    skip_bad: SkipBad = False,
-    json: Json = False,
-) -> None:
-    """Say what freshness is worth on a log: models that learn every minute, hour, day or never, and live features.
-
-    Parameters
-    ----------
-    train_days
-        Days at the beginning of the log that every model learns first (default: half of them).
-    sync
-        How often models take over what was learnt; batch: every micro-batch; also other parts of a day, as 5min.
-    cut
-        At whose times micro-batches are cut (default: those of --sync).
-    retrain
-        Also a model that is trained again on all data before each day: cost by the square of the days.
-    features
-        day-old: also window features as a daily job makes them. live: only live ones.
-    slices
-        Columns, with commas, by whose values figures are given too; also hour, weekday.
-    seeds
-        Models of each kind; figures are means over them.
-    model
-        A name, module:Class, or default.
-    inputs
-        own: as the schema says; raw, scaled: as in 'millrace dev experiment'.
-    """
-    from commands.freshness.freshnessrun import freshness as run
-
-    report(
-        json,
-        run,
-        _one_or_more(log),
-        schema,
-        out,
-        train_days=train_days,
-        sync=sync,
-        cut=cut,
-        retrain=retrain,
-        features=features,
-        slices=slices,
-        seeds=seeds,
-        seed=seed,
-        model=model,
-        inputs=inputs,
-        skip_bad=skip_bad,
-    )
-
-
-@app.command
-def delays(
-    log: Log,
-    *,
-    schema: SchemaFile,
-    out: Out,
-    windows: str = "10s,1min,5min,15min,1h,1d",
-    policies: str | None = None,
-    segments: str | None = None,
-    model: Model = None,
-    seed: Seed = 0,
-    skip_bad: SkipBad = False,
-    json: Json = False,
-) -> None:
-    """Say how late a log's labels come, and what each attribution window and label policy would cost or gain.
-
-    Parameters
-    ----------
-    windows
-        Attribution windows to try, with commas. Labels of the longest are the final ones.
-    policies
-        Label policies to try, with commas (default: all), beside the present and immediate.
-    segments
-        Columns, with commas, by whose values completeness is shown too.
-    """
-    from commands.delays.delaysrun import delays as run
-
-    report(
-        json,
-        run,
-        _one_or_more(log),
-        schema,
-        out,
-        windows=windows,
-        policies=policies,
-        segments=segments,
-        model=model,
-        seed=seed,
-        skip_bad=skip_bad,
-    )
-
-
-@app.command
 def simulate(
     *,
     days: int,
@@ -277,20 +141,13 @@ def simulate(
 ) -> None:
     """Write logs of simulated days: the shop of 'millrace demo', by its own policy.
 
-    Parameters
-    ----------
-    days
-        How many days.
-    out
-        Folder for the logs, one a day.
-    start
-        First day (YYYY-MM-DD).
-    seed
-        Seed of the simulated world.
-    users
-        How many shoppers come on an average day (default: the setting shoppers).
-    world
-        shop, feed, confounded or orders: docs/internals/simulator.md describes them.
+    Args:
+        days: How many days.
+        out: Folder for the logs, one a day.
+        start: First day (YYYY-MM-DD).
+        seed: Seed of the simulated world.
+        users: How many shoppers come on an average day (default: the setting shoppers).
+        world: shop, feed, confounded or orders: docs/internals/simulator.md describes them.
     """
     from millrace.reports.progress import bars
     from simulator.daylog import write_days
@@ -299,8 +156,3 @@ def simulate(
     with bars() as tick:
         paths = write_days(out, days, settings.seed, start, settings.shoppers, tick, world=world)
     emit({"logs": paths}, map(str, paths), json)
-
-
-def _one_or_more(log: list[Path]) -> Path | list[Path]:
-    """A log of one path is that path, in reports as in titles."""
-    return log[0] if len(log) == 1 else log

@@ -48,11 +48,9 @@ def promote(
 ) -> None:
     """Serve a model that is not served yet, whatever the checks say. Ends a hold.
 
-    Parameters
-    ----------
-    which
-        newest: what the gate holds back. repair: the one that 'millrace model repair' has made. Or the name of another
-        learner: its newest model.
+    Args:
+        which: newest: what the gate holds back. repair: the one that 'millrace model repair' has made. Or the name of
+            another learner: its newest model.
     """
     if which == NEWEST:
         if refusal := refusal_of(data, admin, learner):
@@ -79,10 +77,8 @@ def rollback(
 ) -> None:
     """Go back to an older version. The learner continues from it; what it has learnt since is dropped.
 
-    Parameters
-    ----------
-    version
-        The version to go back to, of 'millrace model list' (default: the promoted one before the newest).
+    Args:
+        version: The version to go back to, of 'millrace model list' (default: the promoted one before the newest).
     """
     send_command(data, admin, json, learner, "/model/rollback", version=version)
 
@@ -91,12 +87,9 @@ def rollback(
 def compare(learner: str, *, last: int = 5, data: Data = None, json: Json = False) -> None:
     """Print how a learner compares with the first one on pages that neither has learnt, newest last.
 
-    Parameters
-    ----------
-    learner
-        Its name, of the setting learners.
-    last
-        How many comparisons to print.
+    Args:
+        learner: Its name, of the setting learners.
+        last: How many comparisons to print.
     """
     settings = settings_of(data, learner=learner)
     path = Path(settings.data, settings.own("learner"), "compared.jsonl")
@@ -127,12 +120,9 @@ def history(
 ) -> None:
     """Print what the learner decided, oldest first: what was learnt, refused, released, and by whom.
 
-    Parameters
-    ----------
-    last
-        How many lines to print.
-    kafka
-        Broker whose topic model.deltas has the newest decisions (default: that of the loop, where one runs).
+    Args:
+        last: How many lines to print.
+        kafka: Broker whose topic model.deltas has the newest decisions (default: that of the loop, where one runs).
     """
     from learner.promotion.decisionhistory import decided_in, history
     from millrace.processes.deltas import read_decisions
@@ -170,12 +160,10 @@ def verify(
 ) -> None:
     """Prove that each model snapshot and the deltas after it equal the next snapshot, bit for bit.
 
-    Parameters
-    ----------
-    store
-        A model store: the folder or object store 'models' (default: that of the loop).
-    kafka
-        Broker whose topic model.deltas has the deltas (default: the setting, else that of the loop, where one runs).
+    Args:
+        store: A model store: the folder or object store 'models' (default: that of the loop).
+        kafka: Broker whose topic model.deltas has the deltas (default: the setting, else that of the loop, where one
+            runs).
     """
     from millrace.versions.modelstore import ModelStore
     from millrace.versions.proof import prove
@@ -231,22 +219,16 @@ def repair(
 ) -> None:
     """Learn the samples since a time again, without what is named; 'millrace model promote repair' adopts the result.
 
-    Parameters
-    ----------
-    since
-        Begin at the newest version of this time or before: 2026-03-01T14:30 (event time, UTC), or 2h before the newest.
-    without_users
-        Users by id, with commas, or a file with one a line. #HASH names one as 'millrace model bisect' does.
-    without_items
-        Items, likewise.
-    without_arm
-        Arms of pages, with commas: model, control, logged.
-    without_interval
-        Exposures of this time, FROM..TO, each as --since.
-    of
-        Version to repair (default: the newest), as one that a rollback left.
-    dry_run
-        Say what would be left out, and write nothing.
+    Args:
+        since: Begin at the newest version of this time or before: 2026-03-01T14:30 (event time, UTC), or 2h before the
+            newest.
+        without_users: Users by id, with commas, or a file with one a line. #HASH names one as 'millrace model bisect'
+            does.
+        without_items: Items, likewise.
+        without_arm: Arms of pages, with commas: model, control, logged.
+        without_interval: Exposures of this time, FROM..TO, each as --since.
+        of: Version to repair (default: the newest), as one that a rollback left.
+        dry_run: Say what would be left out, and write nothing.
     """
     from commands.repair.repairrun import run_repair
     from commands.repair.without import Without, arms_of, ids_of
@@ -273,14 +255,10 @@ def bisect(
 ) -> None:
     """Find the stretch of samples that moved a figure, and what stands out in it. Writes nothing.
 
-    Parameters
-    ----------
-    since
-        Begin at the newest kept version of this time or before, as for 'millrace model repair'.
-    figure
-        heldout_auc, log_loss, calibration: on held-out pages of before. auc: on the rows learnt last before it.
-    of
-        Version to look back from (default: the newest), as one that a rollback left.
+    Args:
+        since: Begin at the newest kept version of this time or before, as for 'millrace model repair'.
+        figure: heldout_auc, log_loss, calibration: on held-out pages of before. auc: on the rows learnt last before it.
+        of: Version to look back from (default: the newest), as one that a rollback left.
     """
     from commands.repair.repairrun import run_bisect
 

@@ -66,10 +66,8 @@ def stream() -> None:
 def learn(*, name: str | None = None) -> None:
     """Run the learner, or another one beside it.
 
-    Parameters
-    ----------
-    name
-        A learner of the setting learners (docs/how-to/try-a-second-model.md).
+    Args:
+        name: A learner of the setting learners (docs/how-to/try-a-second-model.md).
     """
     _role("learn", {"learner": name})
 
@@ -84,12 +82,9 @@ def archive() -> None:
 def serve(*, host: _Host = None, port: int | None = None, workers: int | None = None) -> None:
     """Run a scorer: HTTP /recommend, /score, /model, /healthz, /readyz, /metrics.
 
-    Parameters
-    ----------
-    port
-        Port to listen on.
-    workers
-        Processes that answer requests on this port.
+    Args:
+        port: Port to listen on.
+        workers: Processes that answer requests on this port.
     """
     _role("serve", {"host": host, "port": port, "workers": workers})
 
@@ -98,10 +93,8 @@ def serve(*, host: _Host = None, port: int | None = None, workers: int | None = 
 def intake(*, host: _Host = None, port: int | None = None) -> None:
     """Run the intake: HTTP POST /events, /users, /items, DELETE /users/ID, /items/ID; answered when Kafka has them.
 
-    Parameters
-    ----------
-    port
-        Port to listen on.
+    Args:
+        port: Port to listen on.
     """
     _role("intake", {"host": host, "intake_port": port})
 
@@ -119,23 +112,15 @@ def simulate(
 ) -> None:
     """Run shoppers against a running loop; or play a log through it.
 
-    Parameters
-    ----------
-    from_log
-        Play this exposure log through Kafka and the live loop, then end. Where MILLRACE_FROM_LOG names it, the role
-        stays after the log.
-    schema
-        Schema file of that log.
-    open_loop
-        Pages by the shop's own policy instead of the scorer's.
-    world
-        shop, or orders: goods are ordered days later, and some are returned.
-    seconds
-        End after so many seconds.
-    seed
-        Seed of the simulated world.
-    users
-        How many shoppers come on an average day (default: the setting shoppers).
+    Args:
+        from_log: Play this exposure log through Kafka and the live loop, then end. Where MILLRACE_FROM_LOG names it,
+            the role stays after the log.
+        schema: Schema file of that log.
+        open_loop: Pages by the shop's own policy instead of the scorer's.
+        world: shop, or orders: goods are ordered days later, and some are returned.
+        seconds: End after so many seconds.
+        seed: Seed of the simulated world.
+        users: How many shoppers come on an average day (default: the setting shoppers).
     """
     from millrace.processes.role import run_role
 
@@ -165,12 +150,9 @@ def simulate(
 def broker(*, data: Data = None, port: int | None = None, sync: bool = False) -> None:
     """Run the embedded broker alone, on the loopback interface. Its topics are below DATA/broker.
 
-    Parameters
-    ----------
-    port
-        Port to listen on (default: the setting broker_port).
-    sync
-        Write to the disk before a message is acknowledged: a power cut then loses nothing.
+    Args:
+        port: Port to listen on (default: the setting broker_port).
+        sync: Write to the disk before a message is acknowledged: a power cut then loses nothing.
     """
     from millrace.processes.services import broker_argv
 

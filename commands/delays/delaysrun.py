@@ -66,10 +66,10 @@ def delays(
     Args:
         log, schema, model, seed, skip_bad, spec: as of :func:`~commands.replay.replayrun.replay`.
         out: a folder for report.json, run.json, report.html and plots.
-        windows: attribution windows to try, as text with commas or in milliseconds. The schema's own is always tried
-            too. Labels of the longest are the final ones.
-        policies: label policies to try (default: all). The present setting and "immediate" always run too.
-        segments: columns by whose values completeness is shown too.
+        windows: attribution windows to try, with commas (numbers in a list: milliseconds), beside the schema's own.
+            Labels of the longest are the final ones.
+        policies: label policies to try, with commas (default: all), beside the present and immediate.
+        segments: columns, with commas, by whose values completeness is shown too.
         settings: the present setting's policy, observation window and lateness (default: those of environment and
             file).
         workers: processes (default: one for each core); 0 runs in this one.

@@ -85,7 +85,7 @@ def freshness(
     seeds: int = 1,
     seed: int = 0,
     model: str = DEFAULT,
-    inputs: str = OWN,
+    inputs: Literal["own", "raw", "scaled"] = OWN,
     skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
@@ -96,15 +96,14 @@ def freshness(
         log, schema, seed, skip_bad: as of :func:`~commands.replay.replayrun.replay`.
         out: a folder for report.json, run.json, report.html and plots.
         train_days: days at the beginning of the log that every model learns first (default: half of them).
-        sync: how often models take over what was learnt: some of never, daily, hourly, 15min, minute, batch, or
-            another part of a day such as 5min.
-        cut: at whose times micro-batches are cut (default: those of ``sync``).
-        retrain: also a model that is trained again on all data before each day.
-        features: day-old: compare live window features with those of a daily job. live: only live ones.
-        slices: columns by whose values figures are given too; hour and weekday too.
+        sync: how often models take over what was learnt; batch: every micro-batch; also other parts of a day, as 5min.
+        cut: at whose times micro-batches are cut (default: those of sync).
+        retrain: also a model that is trained again on all data before each day: cost by the square of the days.
+        features: also window features as a daily job makes them (day-old), or only live ones.
+        slices: columns, with commas, by whose values figures are given too; also hour, weekday.
         seeds: models of each kind; figures are means over them.
-        model: a registered model, module:Class, or default.
-        inputs: own: as the schema says; raw or scaled.
+        model: a name, module:Class, or default.
+        inputs: numbers as the schema has them (own), or as in 'millrace dev experiment' (raw, scaled).
         workers: processes (default: one for each core); 0: all in this one.
 
     Raises:

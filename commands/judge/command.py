@@ -34,17 +34,18 @@ def judge(
     """Says which arm of a loop earns more, or what a model's order would have earned, however often you look.
 
     Args:
-        archive: the folder ``archive`` in the data folder of a loop.
+        archive: the folder 'archive' in the data folder of a loop.
         out: a folder for report.json, run.json, report.html and the plot.
-        outcome: what is counted: click, collect, cart or purchase.
-        value: a numeric item attribute that an outcome counts (default: 1 each).
-        by: outcomes of a user within the horizon, or of a page of his.
-        horizon: how long a user's pages and outcomes count, from his first page on, as 12h or 7d.
+        outcome: what is counted.
+        value: a numeric item attribute that an outcome counts, as price (default: 1 each).
+        by: outcomes of a user within the horizon, or of a page.
+        horizon: how long a user's pages and outcomes count, from the first page on, as 12h or 7d.
         every: from look to look.
         baseline: the arm that others are compared with.
-        since: pages from then on, as 2026-03-01T14:30 (UTC) or 7d for so long ago (default: all).
-        model: a model store: say instead whether its order would have earned more than the order that was served.
-        of: with ``model``: a version of the store (default: the newest).
+        since: pages from then on, as 2026-03-01T14:30 (UTC) or 7d ago (default: all).
+        model: a model store, as DATA/models or DATA/learners/NAME/models: say whether its order would have earned more.
+            The archive needs MILLRACE_ARCHIVE_FEATURES and MILLRACE_EXPLORE.
+        of: with a model: a version of the store (default: the newest). Pages that it has learnt from are not judged.
 
     Raises:
         LogError, SchemaError, SettingError, SnapshotError, StoreError: as

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ ORIGINAL = ("logistic", "wide_deep", "pnn_inner", "pnn_outer", "pnn_group", "dee
 DEFAULT = "default"
 
 INPUTS = ("raw", "scaled")
-OWN = "own"
+OWN: Final = "own"
 """Inputs by the schema's own transforms, as in a live loop."""
 KINDS = (*INPUTS, OWN)
 

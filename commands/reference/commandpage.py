@@ -62,7 +62,7 @@ def commands(app: App, before: str = "millrace") -> Iterator[tuple[str, App]]:
 
 def _command(words: str, command: App, common: set[Flag]) -> str:
     mark = "##" if words.count(" ") == 1 else "###"
-    about = " ".join((command.help or "").partition("\n    Parameters\n")[0].split())
+    about = " ".join((command.help or "").partition("\n    Args:\n")[0].split())
     flags = _flags(command)
     named = [f"`{flag.name}`{'*' if required else ''}" for flag, required in flags if flag in common]
     own = "".join(flag.line(required) for flag, required in flags if flag not in common)

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
-from commands.cli import cli, clilogs
 from commands.cli.cli import app
 from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
@@ -173,28 +172,30 @@ def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) 
     assert edited.edit(log={"disorder": None}).log != edited.log
 
 
-COMMANDS: dict[str, Any] = {name: getattr(clilogs, name) for name in ("replay", "freshness", "delays", "guess")}
-COMMANDS["judge"] = cli.judge
-PRINTS = {"json"}
-"""What only a command has: it is about printing."""
 MORE = {
     "replay": {"spec", "batch_rows", "progress"},
     "freshness": {"workers", "progress"},
     "delays": {"spec", "settings", "workers", "progress"},
+    "judge": set(),
+    "guess": set(),
 }
-"""What only a function has: values that are no text, or that a test and a program need."""
+"""By function, what its command lacks: values that are no text, or that a test and a program need."""
+PRINTS = {"judge": {"json"}, "guess": {"json", "out"}}
+"""What a command has, and its function lacks: it is about printing; of a guess, out: Schema.write."""
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", MORE)
 def test_a_function_has_the_names_and_defaults_of_its_command(name: str) -> None:
-    command, function = (inspect.signature(of).parameters for of in (COMMANDS[name], getattr(mr, name)))
-    names = set(command) - PRINTS - ({"out"} if name == "guess" else set())  # of a guess: Schema.write
-    assert names == set(function) - MORE.get(name, set())
-    for one in names - {"out"}:  # a folder is no must for a function
-        assert command[one].default == function[one].default, one
-        assert (one in ("log", "archive")) == (function[one].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) or (
-            one == "schema"
-        ), one
+    command = app[name] if name == "judge" else app["log"][name]
+    flags = {one.field_info.name: one for one in command.assemble_argument_collection(parse_docstring=True)}
+    taken = inspect.signature(getattr(mr, name)).parameters
+    assert set(flags) - PRINTS.get(name, {"json"}) == set(taken) - MORE[name]
+    assert all(flag.parameter.help for flag in flags.values()), "each says what it is"
+    for one in set(flags) & set(taken):
+        assert flags[one].required == (one in ("log", "archive", "schema", "out")), one
+        assert flags[one].required or flags[one].field_info.default == taken[one].default, one
+        assert flags[one].field_info.is_positional == (one in ("log", "archive")), one
+        assert (taken[one].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) == flags[one].required, one
 
 
 def test_the_facade_hands_on_what_the_rooms_have() -> None:
