@@ -126,8 +126,8 @@ def fast(figures: Figures, series: Series) -> Answer:
     answer = {"value": "", "stages": stages, "clicks": figures.get("clicks_served") or 0.0}
     if p50 is None:
         return answer | {"says": "The first click that is learnt is awaited."}
-    within = "" if p99 is None else f", for 99 of 100 clicks {p99 / 1000:.2f} s"
-    says = f"from a click to the weights that serve, as the median{within}{earlier}."
+    within = "" if p99 is None else f"; 99 of 100 clicks take at most {p99 / 1000:.2f} s"
+    says = f"is the median from a click to the weights that serve{within}{earlier}."
     return answer | {"value": f"{p50 / 1000:.2f} s", "says": says}
 
 

@@ -29,13 +29,13 @@ def title_of(attributes: Mapping[str, Any]) -> str:
     """The title of an item, else its first attributes.
 
     >>> title_of({"price": 9.5, "title": "Blue mug"}), title_of({"category": "c12", "shop_id": 7, "price": 12.3456})
-    ('Blue mug', 'category c12, shop_id 7, price 12.35')
+    ('Blue mug', 'category c12, shop id 7, price 12.35')
     """
     said = next((str(attributes[name]) for name in NAMES if attributes.get(name)), "")
     if not said:
         known = [(name, value) for name, value in attributes.items() if isinstance(value, str | int | float)]
         words = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in known]
-        said = ", ".join(words[:_MOST_WORDS])
+        said = ", ".join(words[:_MOST_WORDS]).replace("_", " ")
     return said[:_MOST_LETTERS]
 
 

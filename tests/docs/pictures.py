@@ -24,7 +24,7 @@ PICTURES = {"live-page.png": (1280, 800), "live-page-phone.png": (390, 1500)}
 MOVING, FRAME = "live-page.gif", (960, 600)
 """As wide as a README shows it: letters stay readable."""
 FRAMES, EVERY_SECONDS, SHOWN_MS, LAST_MS = 40, 3.0, 150, 3000
-COLOURS = 64
+COLOURS = 128
 MOST_BYTES = 1_500_000
 INTO_VIEW = """[...document.querySelectorAll('h1, h2, h3, figcaption')].filter((one) => one.offsetParent)
   .filter((one) => /click rate/i.test(one.innerText)).slice(-1)

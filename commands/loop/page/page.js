@@ -148,7 +148,7 @@ function entries(id, list) {
 
 function gate(g, f) {
   byId("gate").hidden = !known(g.state);
-  put("gate-says", g.says);
+  put("gate-says", g.state === "promoting" ? g.says : ""); // else the sentence above all says it
   const pill = byId("gate-state");
   pill.textContent = g.state ?? "";
   pill.className = `pill ${{ promoting: "good", blocked: "bad" }[g.state] ?? ""}`;

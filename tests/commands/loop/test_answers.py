@@ -102,7 +102,7 @@ def test_what_was_known_last_stays_and_says_of_when_it_is() -> None:
     value, said = answer([], {"ctr_model": None, "ctr_control": None}, series, archive=False)
     assert value == MUCH
     assert "random ones at 5.0% (as of 01:00 UTC)." in said
-    assert fast({}, series)["says"] == "from a click to the weights that serve, as the median (as of 01:00 UTC)."
+    assert fast({}, series)["says"] == "is the median from a click to the weights that serve (as of 01:00 UTC)."
     assert awaited(series, SETTLED, simulated=False) == ""
 
 
@@ -116,7 +116,9 @@ def test_how_fast_is_of_the_newest_clicks_and_their_stages() -> None:
     }
     found = fast(figures, Series())
     assert (found["value"], found["clicks"]) == ("0.53 s", 7.0)
-    assert found["says"] == "from a click to the weights that serve, as the median, for 99 of 100 clicks 1.07 s."
+    assert (
+        found["says"] == "is the median from a click to the weights that serve; 99 of 100 clicks take at most 1.07 s."
+    )
     assert [(stage["name"], stage["ms"]) for stage in found["stages"]] == [
         ("joined", 166.0),
         ("learnt", None),
