@@ -132,6 +132,7 @@ class Demo(Host):
             begins_ms = first_ms(Path(self.settings.from_log), self.settings.load_schema())
         clock = EventClock(wall_ms(), begins_ms, self.options.speed)
         self.settings = msgspec.structs.replace(self.settings, clock=clock.encode())
+        self.shown.settles_s = labels_take(self.settings)
         self._show_figures(stack)
 
     def _show_figures(self, stack: ExitStack) -> None:

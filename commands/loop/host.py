@@ -28,11 +28,13 @@ import structlog
 from commands.loop.monitor import Monitor, Picture
 from commands.loop.page import PageServer
 from commands.loop.scrape import scrape_file
+from commands.loop.series import Series
 from commands.loop.signals import AtOnce
 from commands.loop.status import RunStatus, State, state_of
+from commands.loop.titles import titles
 from commands.loop.view import View
 from millrace.basics.atomic_files import write_whole
-from millrace.basics.errors import BrokerError, ServiceError, SettingError
+from millrace.basics.errors import UNFIT, BrokerError, ServiceError, SettingError, one_line
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
 from millrace.processes.kafka import create_topics, wait_for_broker
@@ -41,6 +43,7 @@ from millrace.processes.role import calm_logs, last_figures
 from millrace.processes.services import EmbeddedBroker, EmbeddedRedis, EmbeddedService, tail
 from millrace.processes.spawn import bound
 from millrace.processes.supervisor import Patience, Supervisor, role_argv
+from millrace.processes.wall import wall_ms
 from stream.worker.online_writer import OnlineStore
 
 T = TypeVar("T")
@@ -52,6 +55,9 @@ SLOW_SECONDS = 15.0
 TICK_SECONDS = 0.25
 READS = 5
 """Attempts to read from a broker that goes away."""
+SERIES = "series.json"
+KEEP_SECONDS = 60.0
+"""Between two times at which the charts' points are written: a killed run loses as much of them."""
 HEALTH_SECONDS = 0.5
 """Between two looks at the services: all wait for one that died."""
 NAMED_SECONDS = 10.0
@@ -70,6 +76,8 @@ class Host:
     """
 
     name = "host"
+    keeps_series = False
+    """Whether the charts go on after a restart on the same folder."""
 
     def __init__(
         self,
@@ -90,7 +98,7 @@ class Host:
         self.services: list[EmbeddedService] = []
         self.view = View(self.state, line_seconds=line_seconds)
         self._ports: Mapping[str, int] = {}
-        self._health_at = 0.0
+        self._health_at = self._keep_at = 0.0
         self._deaths: dict[str, list[float]] = {}
         self._patience = Patience()
 
@@ -128,7 +136,31 @@ class Host:
             for service in self.services:
                 if service.process is not None and service.process.poll() is not None:
                     self.lost(service)
+        if time.monotonic() >= self._keep_at:
+            self._keep_at = time.monotonic() + KEEP_SECONDS
+            self.keep_series()
         self.view.tick()
+
+    def resume_series(self, series: Series) -> None:
+        """Goes on with the charts of the last run on this folder. A file that cannot be read is replaced."""
+        path = self.folder / SERIES
+        try:
+            series.resume(path.read_bytes(), wall_ms())
+        except FileNotFoundError:
+            return
+        except (OSError, *UNFIT) as error:
+            self.say(f"the charts begin anew: '{path}' is damaged ({one_line(error)}), and will be written again")
+
+    def keep_series(self) -> None:
+        """Writes what the charts show."""
+        if self.monitor is None or not self.keeps_series:
+            return
+        path = self.folder / SERIES
+        try:
+            write_whole(path, self.monitor.series.encoded(), durable=False)
+        except OSError as error:
+            self.keeps_series = False
+            self.say(f"the charts will begin anew after a restart: '{path}' cannot be written ({one_line(error)})")
 
     def lost(self, service: EmbeddedService) -> None:
         """Starts a service of ours that ended again, at the same address. Raises ServiceError if it ended too often in
@@ -205,7 +237,11 @@ class Host:
         calm_logs(own, self.settings.log_format)
         stack.callback(structlog.reset_defaults)
         page = PageServer(
-            self.state, page_port, lambda role: getattr(self.monitor, role) if self.monitor else "", self.settings
+            self.state,
+            page_port,
+            lambda role: getattr(self.monitor, role) if self.monitor else "",
+            self.settings,
+            lambda items: titles(self.settings, items),
         )
         stack.callback(page.stop)
         self.view.page = page.url
@@ -255,6 +291,8 @@ class Host:
         self._ports = ports
         clock = self.settings.event_clock()
         self.monitor = Monitor(targets, self.settings.scorer, clock, get, self.memory, learner)
+        if self.keeps_series:
+            self.resume_series(self.monitor.series)
         self.monitor.start()
         return self.monitor
 
@@ -308,6 +346,7 @@ class Host:
     def stop_watching(self) -> None:
         if self.monitor is not None:
             self.monitor.stop()
+            self.keep_series()
 
     def end_roles(self, kind: type[BaseException] | None, *_: object) -> None:
         """Stops every role, whatever ended the run. Roles get some seconds for it, but none after the second Ctrl-C."""

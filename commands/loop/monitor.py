@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from commands.loop.answers import STAGE
 from commands.loop.gatestatus import VERDICTS, Gate, gate_of
 from commands.loop.series import PAGE_ORDER, PROCESSES, Series
 from commands.loop.stage_times import METRIC, ROLE_OF, SERVED, WHOLE, Stages, StageTimes
@@ -184,6 +185,8 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self.first_auc_wall_ms: int | None = None
         self._served: Mapping[str, Any] = {}  # the last known click-to-served times
+        # By stage: seconds and clicks at the last look that saw new clicks, and before it.
+        self._stages_seen: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -258,6 +261,17 @@ class Monitor:
         seconds, clicks = (own.total(f"{metric}_{what}", **labels) for what in ("sum", "count"))
         return StageTimes(seconds, clicks, own.by_label(f"{metric}_bucket", "le", **labels))
 
+    def _newest(self, stage: str, role: str) -> float | None:
+        """Mean time (ms) of a stage of the clicks that came between the last two looks that saw any."""
+        own = self.roles.get(role, RoleMetrics())
+        total = own.total(f"{METRIC}_sum", stage=stage), own.total(f"{METRIC}_count", stage=stage)
+        seen, before = self._stages_seen.get(stage, ((0.0, 0.0), (0.0, 0.0)))
+        if total[1] > seen[1]:
+            seen, before = total, seen
+            self._stages_seen[stage] = seen, before
+        clicks = seen[1] - before[1]
+        return 1000 * (seen[0] - before[0]) / clicks if clicks else None
+
     def _figures(self, wall_ms: int, model: Mapping[str, Any]) -> dict[str, float | None]:
         """The key figures by name. Totals are of the whole run; None is "not known yet"."""
         stream, learn, serve = (self.roles.get(name, RoleMetrics()) for name in ("stream", "learn", "serve"))
@@ -312,7 +326,8 @@ class Monitor:
             "click_to_served_p99_ms": _number(recent.get("p99")),
             "click_to_served_all_p50_ms": _number(served.get("p50")),
             "click_to_served_all_p99_ms": _number(served.get("p99")),
-            **{f"{STAGE}{stage}": _mean(self.roles.get(role, RoleMetrics()), stage) for stage, role in ROLE_OF.items()},
+            "clicks_served": serve.total(f"{SERVED}_count"),
+            **{f"{STAGE}{stage}": self._newest(stage, role) for stage, role in ROLE_OF.items()},
         }
 
     def _beside(self, role: str) -> dict[str, float | None]:
@@ -437,16 +452,7 @@ def memory_figures(held: Mapping[str, int]) -> dict[str, float | None]:
     return {**each, "memory_total": float(sum(held.values())) if held else None}
 
 
-def _mean(role: RoleMetrics, stage: str) -> float | None:
-    """Mean time (ms) of a stage of clicks, over the whole run."""
-    count = role.total(f"{METRIC}_count", stage=stage)
-    return 1000 * role.total(f"{METRIC}_sum", stage=stage) / count if count else None
-
-
 _ARM = "millrace_arm"
-
-STAGE = "click_stage_ms_"
-"""Begins the name of a figure that is the mean time of a stage of clicks."""
 
 SCORER_ERRORS = "scorer_errors_"
 """Begins the name of a figure that counts one kind of the scorer's errors."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+import msgspec
+
 PROCESSES = ("simulate", "stream", "learn", "serve", "intake", "archive", "broker", "redis", "demo", "up")
 """The processes of a run: roles, embedded services, and the program that watches over them."""
 
@@ -31,6 +33,8 @@ GAUGES = (
     "click_to_served_p50_ms",
     "click_to_served_p99_ms",
     "served_version",
+    "served_rows",
+    "served_rows_control",
     "page_exposures_model",
     "page_clicks_model",
     "page_exposures_control",
@@ -45,6 +49,14 @@ _RATE_MS = 5000.0
 
 KeyFigures = Mapping[str, float | None]
 """The key figures of one moment, by name; None where nothing is known yet."""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """The file of a series; columns by name, for another version may have others."""
+
+    columns: tuple[str, ...]
+    every: int
+    points: list[list[float | None]]
 
 
 class Series:
@@ -72,6 +84,28 @@ class Series:
         if len(self.points) > self._limit:
             del self.points[-2::-2]
             self._every *= 2
+
+    def encoded(self) -> bytes:
+        """The points, for :meth:`resume`."""
+        return msgspec.json.encode({"columns": COLUMNS, "every": self._every, "points": list(self.points)})
+
+    def resume(self, raw: bytes, now_ms: int) -> None:
+        """Goes on from what :meth:`encoded` gave, with a gap in every line. Points of a time to come are left out.
+        Raises ValueError, and nothing has changed, where that is no such file."""
+        kept = msgspec.json.decode(raw, type=_Kept)
+        at = {name: n for n, name in enumerate(kept.columns)}
+        if {"wall_ms", "event_ms"} - at.keys() or kept.every < 1 or len(kept.points) > self._limit:
+            raise ValueError(f"{len(kept.points)} points of {len(at)} columns, 1 in {kept.every}")
+        points = list[tuple[float | None, ...]]()
+        for n, point in enumerate(kept.points):
+            wall_ms, event_ms = (point[at[name]] if len(point) == len(at) else None for name in COLUMNS[:2])
+            if wall_ms is None or event_ms is None or (points and wall_ms <= (points[-1][0] or 0)):
+                raise ValueError(f"point {n} has {len(point)} of {len(at)} columns, or no later time")
+            if wall_ms <= now_ms:
+                points.append(tuple(point[at[name]] if name in at else None for name in COLUMNS))
+        if points:
+            points.append((*((ms or 0) + 1 for ms in points[-1][:2]), *[None] * (len(COLUMNS) - 2)))
+        self.points, self._every = points[-self._limit :], kept.every
 
     def rate(self, name: str) -> float | None:
         """Growth of a total per second, over the last seconds; None before there are two moments."""
@@ -110,6 +144,14 @@ class Series:
     def column(self, name: str) -> list[float | None]:
         at = COLUMNS.index(name)
         return [point[at] for point in self.points]
+
+    def last(self, *names: str) -> tuple[float, tuple[float | None, ...]] | None:
+        """The values of columns at the newest point that has the first of them, and its wall time (ms)."""
+        at = [COLUMNS.index(name) for name in names]
+        for point in reversed(self.points):
+            if point[at[0]] is not None:
+                return point[0] or 0.0, tuple(point[n] for n in at)
+        return None
 
     def columns(self) -> dict[str, list[float | None]]:
         return {name: self.column(name) for name in COLUMNS}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from commands.loop.answers import awaited, fast, learns, when
 from commands.loop.gatestatus import VERDICTS, Gate, says
 from commands.loop.monitor import Monitor, Picture, arms_of, outcomes_of
 from commands.loop.series import Series
@@ -69,7 +70,9 @@ def state_of(
         figures[f"ctr_{arm}"] = shown_rate if shown.simulated else figures.get(f"click_rate_{arm}")
         figures[f"ctr_{arm}_recent"] = series.click_rate(arm)
     now = time.time_ns() // 1_000_000
-    return {
+    arms = arms_of(monitor.roles.get("archive")) if monitor else []
+    settled = when(shown.settles_s, started_wall_ms, now)
+    state: State = {
         "phase": phase,
         "wall_ms": now,
         "elapsed_s": (now - started_wall_ms) / 1000 if started_wall_ms else 0.0,
@@ -77,7 +80,17 @@ def state_of(
         "figures": figures,
         "simulated": shown.simulated,
         "control": shown.control,
-        "settles_s": shown.settles_s,
+        "learns": learns(
+            arms,
+            figures,
+            series,
+            settled,
+            simulated=shown.simulated,
+            control=shown.control,
+            archive="archive" in shown.roles,
+        ),
+        "fast": fast(figures, series),
+        "awaited": awaited(series, settled, simulated=shown.simulated),
         "since": "since this start" if shown.resumed else "",
         "awaits": shown.awaits,
         "addresses": dict(shown.addresses),
@@ -85,11 +98,55 @@ def state_of(
         "memory": memory(figures.get("memory_total")),
         "dead_letters": picture.dead_letters,
         "gate": _gate(picture.gate, figures),
-        "arms": arms_of(monitor.roles.get("archive")) if monitor else [],
+        "arms": arms,
         "outcomes": outcomes_of(monitor.roles.get("learn")) if monitor else [],
         "notes": notes[-8:],
         "series": series.columns(),
     }
+    return state | {"stands": stands(state)}
+
+
+def stands(state: State) -> dict[str, str]:
+    """How a run stands, in one sentence: that all is well, or the worst thing that is not.
+
+    The sentence has no figure that changes while nothing happens, so a screen reader says it when something does.
+
+    Returns:
+        ``mood``: good, bad, or empty for what passes by itself or waits for a person; and ``says``.
+    """
+    roles, gate, phase = state["roles"], state["gate"], state["phase"]
+    by_state = {role["state"]: role for role in reversed(roles)}
+    broken = state["figures"].get("not_finite")
+    if phase == "failed":
+        return {"mood": "bad", "says": f"The run failed. {' '.join(state['notes'][-1:])}".strip()}
+    if lost := by_state.get("gave up"):
+        return {"mood": "bad", "says": f"{lost['name']} ended too often and is not started again; see its log."}
+    if phase not in ("starting", "running"):
+        return {"mood": "", "says": f"The run is {phase}."}
+    if down := by_state.get("waiting") or by_state.get("stopped"):
+        restarts = f", restart {down['restarts'] + 1}" if down["state"] == "waiting" else ""
+        return {"mood": "bad", "says": f"{down['name']} is down{restarts}; see its log. The others go on."}
+    if broken:
+        return {
+            "mood": "bad",
+            "says": f"{count(broken)} predictions of the learner are no finite numbers; see its log.",
+        }
+    if alarms(state):
+        return {"mood": "" if gate["state"] == "held" else "bad", "says": f"The gate: {gate['says']}."}
+    if state["awaits"]:
+        return {"mood": "", "says": state["awaits"]}
+    late = [role for role in roles if role["state"] != "running"]
+    if late or phase == "starting":
+        why = [role["awaits"] or ("it ended and was started again" if role["restarts"] else "") for role in late]
+        names = [role["name"] + (f" ({of})" if of else "") for role, of in zip(late, why, strict=True)]
+        return {"mood": "", "says": f"Not ready yet: {', '.join(names) or 'the shop'}."}
+    judged = "" if gate["state"] is None else " and the gate lets new versions serve"
+    return {"mood": "good", "says": f"All is well: all {len(roles)} roles work{judged}."}
+
+
+def alarms(state: State) -> bool:
+    """Whether the newest version does not serve."""
+    return state["gate"]["state"] not in (None, "promoting")
 
 
 def _gate(gate: Gate, figures: Mapping[str, float | None]) -> dict[str, object]:

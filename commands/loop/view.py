@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from commands.loop.status import State, count, fixed, percent, sparkline
+from commands.loop.status import State, alarms, count, fixed, percent, sparkline
 
 LINE_SECONDS = 10.0
 _COLOURS = {"running": "green", "starting": "yellow", "waiting": "yellow", "gave up": "red", "not started": "dim"}
@@ -38,7 +38,7 @@ def line_of(state: State) -> str:
         f"version {count(f.get('served_version'))}",
         f"click to served p50 {fixed(_seconds(f.get('click_to_served_p50_ms')), 2, ' s')}",
         *roles,
-        *([f"gate {state['gate']['says']}"] if _alarms(state) else []),
+        *([f"gate {state['gate']['says']}"] if alarms(state) else []),
         *([state["awaits"]] if state["awaits"] else []),
     ]
     return " · ".join(parts)
@@ -82,7 +82,7 @@ def table_of(state: State, page: str) -> RenderableType:
     key.add_row("memory", f"{state['memory']} in all processes together")
     key.add_row("version", f"{count(f.get('served_version'))} served, {count(f.get('learner_version'))} learnt")
     if state["gate"]["says"]:
-        key.add_row("gate", Text(state["gate"]["says"], style="bold red" if _alarms(state) else "", no_wrap=False))
+        key.add_row("gate", Text(state["gate"]["says"], style="bold red" if alarms(state) else "", no_wrap=False))
     speed = f" ({state['speed']:g}x)" if state["simulated"] else ""
     clock = time.strftime("%a %H:%M", time.gmtime((f.get("event_ms") or 0) / 1000)) if f.get("event_ms") else "–"
     awaits = [Text(), Text(state["awaits"], style="yellow")] if state["awaits"] else []

@@ -61,6 +61,7 @@ class Up(Host):
     """One run of :func:`up`. ``settings``: of every role, made by :func:`prepared`."""
 
     name = "up"
+    keeps_series = True
 
     def __init__(
         self, settings: Settings, options: UpOptions, folder: Path, ports: Ports, ending: threading.Event

@@ -12,6 +12,7 @@ item index of the scorer          yes        it is a file of the store; Kafka co
 offsets that groups committed     --sync     as the records; lost, readers begin where their own state says
 offsets of reported dead letters  no         lost, dead letters are written again, and are recognised by their offsets
 last metrics of a role            no         read by the demo's report on the same machine, minutes later
+points of the live page's charts  no         lost, the charts begin anew
 report, day log                   no         a person reads it; the same command makes it again
 ================================  =========  ==========================================================================
 """

@@ -103,8 +103,9 @@ def mine_is_on_top(shop: Millrace) -> None:
 def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
     """Somebody opens products of one kind again and again, in a browser, and the page moves towards that kind.
 
-    A young model's order moves by itself too, so it has to be this visitor's doing: for a stranger, who opens nothing,
-    the same products stand elsewhere at the same moment.
+    A young model's order moves by itself too, so it has to be this visitor's doing: a stranger opens another kind as
+    often, and each has their own kind above the other's. One who opens nothing would not do: what all clicks of a shop
+    are on rises for everybody, after some seconds as high as for the visitor.
     """
     cookie: dict[str, Any] = {}
 
@@ -118,17 +119,19 @@ def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
     until(visits, "a visitor whose pages the model makes, as nine in ten are")
     products = catalogue()
     first = shown_kinds(tab)
-    # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst; of all such
-    # kinds, where the page has learnt to show none.
+    # Of the kinds on the first page that the made-up visitors do not like, the one that stands worst, and for the
+    # stranger the one before it; of all such kinds, where the page has learnt to show fewer than two.
     liked = {"shoes", "plants"}
-    kinds = sorted({*first} - liked or {one.category for one in products.values()} - liked)
+    shown, sold = ({*kinds} - liked for kinds in (first, (one.category for one in products.values())))
+    kinds = sorted(shown if len(shown) > 1 else sold)
 
     def place(user: str, kind: str) -> float:
         page = model_page(shop, user, in_stock=True)
         return rank(page, lambda i: i in products and products[i].category == kind)
 
-    kind = max(kinds, key=lambda one: place(cookie["value"], one))
-    found: list[tuple[float, float]] = []
+    other, kind = sorted(kinds, key=lambda one: place(cookie["value"], one))[-2:]
+    before = place(cookie["value"], kind)
+    found: list[list[tuple[float, float]]] = []
 
     def follows() -> bool:
         turn = int(tab.evaluate("Number(document.querySelector('#products').dataset.page)"))
@@ -140,17 +143,24 @@ def the_page_follows(tab: Browser, url: str, shop: Millrace) -> None:
             turned(tab, turn)
         else:
             # A page without any, after which nothing would ever change: the visitor finds them in their category.
-            found_there = shop.recommend(cookie["value"], size=CLICKS, only={"in_stock": True, "category": kind})
-            shop.exposure(found_there)
-            for item in found_there.items:
-                shop.click(found_there, item)
+            opens(shop, cookie["value"], kind)
             tab.go(url)
             turned(tab, 0)
-        found.append((place(cookie["value"], kind), place("stranger", kind)))
-        mine, strangers = found[-1]
-        return mine < strangers - 0.2 and shown_kinds(tab)[:12].count(kind) > first[:12].count(kind)
+        opens(shop, "stranger", other)
+        found.append([(place(user, kind), place(user, other)) for user in (cookie["value"], "stranger")])
+        (mine, below), (strangers, above) = found[-1]
+        climbed = mine < before - 0.2 and shown_kinds(tab)[:12].count(kind) > first[:12].count(kind)
+        return climbed and mine < below and above < strangers
 
-    until(follows, f"the page follows clicks on {kind}", every=0.2, more=lambda: f"{found} {first} {shown_kinds(tab)}")
+    until(follows, f"the page follows clicks on {kind}", every=0.2, more=lambda: f"{found[-20:]} {shown_kinds(tab)}")
+
+
+def opens(shop: Millrace, user: str, kind: str) -> None:
+    """Somebody opens some products of a kind in its category."""
+    page = shop.recommend(user, size=CLICKS, only={"in_stock": True, "category": kind})
+    shop.exposure(page)
+    for item in page.items:
+        shop.click(page, item)
 
 
 def turned(tab: Browser, turn: int) -> None:

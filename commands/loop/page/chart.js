@@ -29,13 +29,10 @@ class Chart {
     this.columns = null;
     this.cursor = null;
     if (lines.length > 1) this.legend();
-    this.empty = document.createElement("div");
-    this.empty.className = "empty";
-    this.empty.textContent = "nothing measured yet";
     this.tip = document.createElement("div");
     this.tip.className = "tip";
     this.tip.hidden = true;
-    place.append(this.empty, this.tip);
+    place.append(this.tip);
     this.svg = make(place, "svg", { role: "img" });
     this.svg.addEventListener("pointermove", (event) => { this.cursor = event.offsetX; this.draw(); });
     this.svg.addEventListener("pointerleave", () => { this.cursor = null; this.draw(); });
@@ -54,22 +51,22 @@ class Chart {
     this.place.previousElementSibling.append(legend);
   }
 
+  // A chart without a point is not there: the page says in words what is awaited.
   show(columns) {
     this.columns = columns;
+    this.place.parentElement.hidden = !this.lines.some((line) => columns[line.key].some((v) => v !== null));
     this.draw();
   }
 
   draw() {
     const { svg, options, columns } = this;
     const width = this.place.clientWidth, height = this.place.clientHeight;
-    if (!columns || !width) return;
-    const time = columns.event_ms;
+    if (!columns || !width) return; // or it is hidden
+    const time = columns.event_ms, begins = time.findIndex((_, i) => this.lines.some((line) => columns[line.key][i] !== null));
     const known = this.lines.flatMap((line) => columns[line.key].filter((v) => v !== null));
-    this.empty.hidden = known.length > 0;
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("aria-label", this.describe(columns));
-    if (!known.length) { this.tip.hidden = true; return; }
 
     const left = 46, right = 62, top = 8, bottom = 22;
     let low = options.zero ? 0 : Math.min(...known), high = Math.max(...known);
@@ -79,7 +76,7 @@ class Chart {
     const room = (high - low) * 0.06;
     high += room;
     if (!options.zero) low -= room;
-    const first = time[0], last = Math.max(time[time.length - 1], first + 1);
+    const first = time[begins], last = Math.max(time[time.length - 1], first + 1);
     const x = (t) => left + ((t - first) / (last - first)) * (width - left - right);
     const y = (v) => top + (1 - (v - low) / (high - low)) * (height - top - bottom);
 

@@ -9,9 +9,8 @@ const fixed = (digits) => (v) => (v === null || v === undefined ? dash : v.toFix
 const whole = (v) => (v === null || v === undefined ? dash : (Math.round(v) + 0).toLocaleString("en"));
 const percent = (v, exact) => (v === null || v === undefined ? dash : `${(v * 100).toFixed(exact ? 2 : 1)}%`);
 const short = (v) => (v >= 10000 ? `${+(v / 1000).toPrecision(3)}k` : whole(v));
-const seconds = (ms) => (ms === null || ms === undefined ? dash : `${(ms / 1000).toFixed(2)} s`);
 const milliseconds = (ms) => (ms === null || ms === undefined ? dash : `${Math.round(ms)} ms`);
-const STAGES = ["joined", "learnt", "published", "applied"]; // of a click on its way to the weights that serve
+const SHADES = ["model", "other", "oracle", "third"];
 const plainSeconds = (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? 2 : 1));
 const finer = (least) => (v, exact) => (v === null || v === undefined ? dash : v.toFixed(exact ? least + 1 : least));
 
@@ -42,10 +41,6 @@ const makeCharts = (simulated, control) => {
       { key: "calibration", name: "model pages", cls: "model" },
       { key: "calibration_control", name: "random pages", cls: "other" },
     ], { format: finer(2), mark: 1, least: 0.2 }),
-    chart("c-rate", [
-      { key: "exposures_per_s", name: "exposures", cls: "model" },
-      { key: "samples_per_s", name: "samples", cls: "third" },
-    ], { format: short, zero: true, least: 10 }),
     chart("c-lag", [
       { key: "p50_s", name: "p50", cls: "model" },
       { key: "p99_s", name: "p99", cls: "other" },
@@ -54,8 +49,10 @@ const makeCharts = (simulated, control) => {
   ];
 };
 
+// Text that stays is not written again: a screen reader would say it each second.
 function put(id, text) {
-  byId(id).textContent = text;
+  const node = byId(id);
+  if (node.textContent !== text) node.textContent = text;
 }
 
 // Rows of a table, each of cells with a text and a class.
@@ -72,30 +69,52 @@ function rows(id, list) {
   }));
 }
 
-function tiles(f, simulated, control, settles) {
-  put("t-auc", fixed(4)(f.auc));
-  put("t-auc-note", known(f.auc) || known(f.oracle_auc) ? `${simulated ? `oracle ${fixed(3)(f.oracle_auc)}, ` : ""}item's rate ${fixed(3)(f.baseline_auc)}${control ? `, random pages ${fixed(3)(f.auc_control)}` : ""}` : `no label is settled yet${settles >= 60 ? `: it takes ${+(settles / 60).toFixed(1)} minutes of traffic` : ""}`);
-  put("auc-note", `scores that pages were served with, against settled labels${known(f.served_rows) ? `; the newest ${whole(f.served_rows)} exposures` : ""}`);
-  const order = (arm) => `nDCG@10 ${fixed(3)(f[`ndcg${arm}`])}, item's rate ${fixed(3)(f[`baseline_page_auc${arm}`])}`;
-  put("t-order", fixed(4)(f.page_auc));
-  put("t-order-note", known(f.page_auc) || known(f.page_auc_control) ? `${order("")}${control ? `; random pages ${fixed(4)(f.page_auc_control)}, ${order("_control")}` : ""}` : "no page with a click and without is settled yet");
-  put("t-ctr", percent(f.ctr_model, true));
-  const lift = f.ctr_model && f.ctr_control ? `, ${(f.ctr_model / f.ctr_control).toFixed(2)} times as many` : "";
-  put("t-ctr-note", control ? `random pages ${percent(f.ctr_control, true)}${lift}` : "no random pages to compare with");
-  put("ctr-note", simulated ? "last 30 seconds" : `newest ${whole(f.served_rows)} settled exposures`);
-  put("t-lag", seconds(f.click_to_served_p50_ms));
-  put("t-lag-note", `median; 99 of 100 within ${seconds(f.click_to_served_p99_ms)}`);
-  put("lag-note", STAGES.map((stage) => `${stage} ${milliseconds(f[`click_stage_ms_${stage}`])}`).join(", "));
-  put("t-rate", f.exposures_per_s === null || f.exposures_per_s === undefined ? dash : `${whole(f.exposures_per_s)}/s`);
-  put("t-rate-note", `exposures; ${whole(f.samples_per_s)} samples/s`);
-  put("t-version", whole(f.served_version));
-  put("t-version-note", `newest learnt from ${f.freshness_s === null || f.freshness_s === undefined ? dash : `${f.freshness_s.toFixed(1)} s`} ago`);
+// The two answers. A dot runs along the way of a click whenever clicks have come through.
+function answers(learns, fast) {
+  put("learns-value", learns.value);
+  put("learns-says", learns.says);
+  put("fast-value", fast.value);
+  put("fast-says", fast.says);
+  const there = fast.stages.some((stage) => known(stage.ms)), way = byId("way");
+  way.hidden = byId("stages").hidden = !there;
+  if (!way.children.length) way.append(...fast.stages.map((_, i) => Object.assign(document.createElement("span"), { className: SHADES[i] })), document.createElement("i"));
+  fast.stages.forEach((stage, i) => { way.children[i].style.flexGrow = stage.ms ?? 0; });
+  entries("stages", fast.stages.map((stage, i) => [stage.name, milliseconds(stage.ms), SHADES[i]]));
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (there && !still && known(answers.clicks) && fast.clicks > answers.clicks) way.lastChild.animate([{ left: 0, opacity: 1 }, { left: "100%", opacity: 1 }], { duration: 900, easing: "linear" });
+  answers.clicks = fast.clicks;
+}
+
+// Details of learning and serving.
+function details(state) {
+  const f = state.figures, three = fixed(3), random = (text) => (state.control && !text.startsWith(dash) ? `; random pages ${text}` : "");
+  const order = (arm) => `${three(f[`page_auc${arm}`])}, nDCG@10 ${three(f[`ndcg${arm}`])}`;
+  put("ctr-note", state.simulated ? "last 30 seconds" : `newest ${whole(f.served_rows)} settled exposures`);
+  put("learning-note", known(f.auc) ? `rolling AUC ${three(f.auc)}, the item's own click rate ${three(f.baseline_auc)}${state.simulated ? `, the best possible ${three(f.oracle_auc)}` : ""}` : "");
+  entries("quality", [
+    [`rolling AUC of ${whole(f.served_rows)} exposures`, `${fixed(4)(f.auc)}${random(three(f.auc_control))}`], ["AUC of a page", order("") + random(order("_control"))],
+    ["AUC of a page by the item's own click rate", three(f.baseline_page_auc) + random(three(f.baseline_page_auc_control))],
+    ["log loss", three(f.log_loss) + random(three(f.log_loss_control))], ["calibration", fixed(2)(f.calibration) + random(fixed(2)(f.calibration_control))],
+    ["learnt from", `${whole(f.trained)} samples, ${whole(f.samples_per_s)} come a second`],
+  ]);
+  put("serving-note", known(f.served_version) ? `version ${whole(f.served_version)}, ${whole(f.requests)} requests` : "");
+  entries("served", [
+    ["version", whole(f.served_version)], ["exposures a second", whole(f.exposures_per_s)], ["requests", whole(f.requests)], ["errors", whole(f.scorer_errors)],
+    ["users not read", percent(f.unread_share, true)], ["users unknown", percent(f.unknown_share, true)],
+  ]);
+  entries("addresses", Object.entries(state.addresses));
 }
 
 const MOOD = { running: "good", starting: "", waiting: "", "gave up": "bad", stopped: "idle", "not started": "idle" };
 
 function roles(list) {
-  rows("roles", list.map((role) => [[role.name, ""], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.restarts || "", "n"], [role.memory, "n"], [role.says, ""]]));
+  byId("role-list").replaceChildren(...list.map((role) => {
+    const item = document.createElement("li");
+    for (const [text, cls] of [[role.name], [role.state, `state ${MOOD[role.state] ?? ""}`], [role.memory], [role.restarts ? `${role.restarts} restarts` : ""], [role.says]]) {
+      item.append(Object.assign(document.createElement("span"), { textContent: text, className: cls ?? "" }));
+    }
+    return item;
+  }));
 }
 
 function accounts(f, dead, simulated) {
@@ -110,45 +129,31 @@ function accounts(f, dead, simulated) {
     return part;
   }));
   const deadLetters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
-  const entries = [[simulated ? "sent" : "taken in", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
-  byId("accounts").replaceChildren(...entries.map(([name, value, cls]) => {
+  const entriesOf = [[simulated ? "sent" : "taken in", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
+  entries("accounts", entriesOf.map(([name, value, cls]) => [name, whole(value), cls, name === "dead letters" ? deadLetters : ""]));
+}
+
+// Terms and their figures: name, text, class and title of each. What is not known is left out.
+function entries(id, list) {
+  byId(id).replaceChildren(...list.filter(([, text]) => !text.startsWith(dash)).map(([name, text, cls, title]) => {
     const entry = document.createElement("div"), term = document.createElement("dt"), figure = document.createElement("dd");
     term.textContent = name;
-    term.className = cls;
-    figure.textContent = whole(value);
-    if (name === "dead letters" && deadLetters) entry.title = deadLetters;
+    term.className = cls ?? "";
+    figure.textContent = text;
+    entry.title = title ?? "";
     entry.append(term, figure);
     return entry;
   }));
 }
 
-function pairs(id, entries) {
-  byId(id).replaceChildren(...entries.map(([name, text]) => {
-    const entry = document.createElement("div"), term = document.createElement("dt"), value = document.createElement("dd");
-    term.textContent = name;
-    value.textContent = text;
-    entry.append(term, value);
-    return entry;
-  }));
-}
-
-function places(addresses) {
-  byId("places").hidden = !Object.keys(addresses).length;
-  pairs("addresses", Object.entries(addresses));
-}
-
-// What stands before what is served: the newest refusal and why, and which version serves instead.
 function gate(g, f) {
-  const there = known(g.state), back = there && g.state !== "promoting";
-  byId("gate").hidden = !there;
-  byId("refusal").hidden = !back;
-  put("refusal", back ? g.says : "");
-  put("gate-says", back ? "" : g.says);
+  byId("gate").hidden = !known(g.state);
+  put("gate-says", g.says);
   const pill = byId("gate-state");
   pill.textContent = g.state ?? "";
   pill.className = `pill ${{ promoting: "good", blocked: "bad" }[g.state] ?? ""}`;
   const judged = known(f.heldout_auc) ? `${fixed(4)(f.heldout_auc)}, anchor ${fixed(4)(f.heldout_auc_anchor)}` : "unjudged: too few yet";
-  pairs("gate-figures", [
+  entries("gate-figures", [
     ["version served", whole(f.served_version)], ["promoted last", whole(f.promoted_version)], ["in quarantine", whole(f.quarantine_rows)],
     ["held out", whole(f.held_out)], ["rollbacks", whole(f.rollbacks)], ["AUC on held-out pages", judged],
   ]);
@@ -188,19 +193,20 @@ function outcomes(list) {
 function show(state) {
   const f = state.figures;
   clockOf.offset = state.simulated ? 8 * 3600000 : 0; // the simulated shop's own time is UTC+8
-  put("clock", f.event_ms ? clockOf(f.event_ms, true) : dash);
+  put("clock", f.event_ms ? clockOf(f.event_ms, true) : "");
   put("speed", state.simulated ? `shop time, ${state.speed} times as fast` : "UTC");
-  put("awaits", state.awaits);
-  byId("awaits").hidden = !state.awaits;
+  put("stands", state.stands.says);
+  byId("stands").className = `stands ${state.stands.mood}`;
   put("elapsed", state.elapsed_s ? `${Math.round(state.elapsed_s)} s${state.since ? `; figures ${state.since}` : ""}` : "");
   const pill = byId("phase");
   pill.textContent = state.phase;
   pill.className = `pill ${{ running: "good", done: "good", failed: "bad" }[state.phase] ?? ""}`;
-  tiles(f, state.simulated, state.control, state.settles_s);
+  answers(state.learns, state.fast);
   roles(state.roles);
-  put("memory", `${state.memory} in all processes together`);
+  put("memory", state.memory.startsWith(dash) ? "" : `${state.memory} in all processes together`);
   accounts(f, state.dead_letters, state.simulated);
-  places(state.addresses);
+  details(state);
+  put("awaited", state.awaited);
   gate(state.gate, f);
   arms(state.arms);
   outcomes(state.outcomes);
@@ -247,7 +253,10 @@ byId("explain").addEventListener("submit", async (event) => {
     if (!answer.ok) return say(page.error, "bad");
     say([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes].join("; "));
     const why = (one) => (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
-    rows("reasons", page.items.map((one) => [[one.position, "n"], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
+    const list = (titles) => rows("reasons", page.items.map((one) => [[one.position, "n"], [titles[one.item_id] ?? "", ""], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
+    list({});
+    const told = await fetch("titles", { method: "POST", headers: JSON_BODY, body: JSON.stringify(page.items.map((one) => one.item_id)) });
+    if (told.ok) list(await told.json());
   } catch (error) {
     say(`no answer (${error.message})`, "bad");
   }

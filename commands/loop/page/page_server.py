@@ -12,19 +12,21 @@ import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from http.client import HTTPException
+from http import client
 from importlib import resources
 from typing import Any
 
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.basics.errors import PortError, one_line
 from millrace.connections.learner_call import post
+from millrace.contracts.events import Id
 from millrace.contracts.settings import Settings
 from millrace.processes.httpserver import bind
 from millrace.processes.tokens import AccessGate, Tokens
@@ -52,27 +54,46 @@ _HEADERS = {
 }
 
 
-def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str]) -> Starlette:
-    """The page's files and the state, for GET, and commands to learner and scorer; anything else is one line with
-    status 404 or 405."""
+Titles = Callable[[list[Id]], dict[str, str]]
+"""Titles of items, by the text of their ids."""
+
+
+def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str], titles: Titles) -> Starlette:
+    """The page's files and the state, for GET, commands to learner and scorer, and titles of items; anything else is
+    one line with status 404 or 405."""
 
     async def show_state(_: Request) -> Response:
         return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
 
-    async def command(request: Request) -> Response:
+    async def body_of(request: Request) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > _MOST_BODY:
-                return Response("a longer body than any command has\n", 413, media_type="text/plain", headers=_HEADERS)
+                raise HTTPException(413)
+        return bytes(body)
+
+    async def show_titles(request: Request) -> Response:
+        try:
+            items = msgspec.json.decode(await body_of(request), type=list[Id])
+        except ValueError:
+            raise HTTPException(400) from None
+        said = msgspec.json.encode(await asyncio.to_thread(titles, items))
+        return Response(said, media_type="application/json", headers=_HEADERS)
+
+    async def command(request: Request) -> Response:
+        body = await body_of(request)
         word = request.headers.get("authorization", "")
         path = request.url.path
-        status, said = await asyncio.to_thread(forward, COMMANDS[path], at(COMMANDS[path]), path, bytes(body), word)
+        status, said = await asyncio.to_thread(forward, COMMANDS[path], at(COMMANDS[path]), path, body, word)
         return Response(said, status, media_type="application/json", headers=_HEADERS)
 
     async def refuse(_: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        return Response("not here; the page is at /\n", status, media_type="text/plain", headers=_HEADERS)
+        said = {400: "not a list of item ids", 413: "a longer body than any command has"}
+        return Response(
+            f"{said.get(status, 'not here; the page is at /')}\n", status, media_type="text/plain", headers=_HEADERS
+        )
 
     def file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         body = resources.files(__package__).joinpath(name).read_bytes()
@@ -85,10 +106,11 @@ def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str]) -> S
     return Starlette(
         routes=[
             Route("/state.json", show_state),
+            Route("/titles", show_titles, methods=["POST"]),
             *(Route(path, command, methods=["POST"]) for path in COMMANDS),
             *(Route(path, file(name, kind)) for path, (name, kind) in _FILES.items()),
         ],
-        exception_handlers={404: refuse, 405: refuse},
+        exception_handlers=dict.fromkeys((400, 404, 405, 413), refuse),
     )
 
 
@@ -99,7 +121,7 @@ def forward(role: str, at: str, path: str, body: bytes, word: str) -> tuple[int,
         if not at:
             raise ConnectionError(f"this loop has no {role}")
         return post(at, path, body or b"{}", word)
-    except (OSError, HTTPException) as error:
+    except (OSError, client.HTTPException) as error:
         return 503, msgspec.json.encode({"error": f"the {role} does not answer: {one_line(error)}"})
 
 
@@ -113,6 +135,7 @@ class PageServer:
         at: gives the base URL of the learner's admin port, or of the scorer; empty: there is none.
         port: the port to bind; None: 8710 or the next free one.
         settings: whose pages may ask beside its own (:class:`~millrace.processes.tokens.Callers`).
+        titles: of items, for pages that are explained; called in a thread of its own.
 
     Raises:
         PortError: the given port is taken.
@@ -124,11 +147,12 @@ class PageServer:
         port: int | None = None,
         at: Callable[[str], str] = lambda _: "",
         settings: Settings = DEFAULTS,
+        titles: Titles = lambda _: {},
     ) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            AccessGate(make_app(state, at), Tokens(), settings),
+            AccessGate(make_app(state, at, titles), Tokens(), settings),
             lifespan="off",
             access_log=False,
             log_config=None,  # the demo's logging stays as it is

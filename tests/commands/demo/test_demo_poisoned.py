@@ -110,8 +110,8 @@ def test_a_browser_shows_what_a_poisoned_demo_refuses_and_what_serves_instead(tm
         version = demo.state()["figures"]["served_version"]
         demo.until(lambda: demo.state()["figures"]["served_version"] > version + 2, "newer versions are served again")
         tab.until(
-            "document.getElementById('refusal').hidden"
-            " && document.getElementById('gate-says').innerText.includes('refused last')"
+            "document.getElementById('stands').className !== 'stands bad'"
+            " && document.getElementById('gate-says').textContent.includes('refused last')"
         )
         assert demo.end(signal.SIGINT) == 1, demo.text()
         report = demo.report()
@@ -130,7 +130,7 @@ def refusing(gate: Mapping[str, Any]) -> set[str]:
 
 def marked(tab: Browser) -> set[str]:
     """The checks that the page marks as such."""
-    cells = "[...document.querySelectorAll('#verdicts td.bad')].map((cell) => cell.parentNode.cells[0].innerText)"
+    cells = "[...document.querySelectorAll('#verdicts td.bad')].map((cell) => cell.parentNode.cells[0].textContent)"
     return set(tab.evaluate(cells))
 
 
@@ -141,7 +141,7 @@ def refusal(demo: DemoProcess, tab: Browser) -> tuple[re.Match[str], str]:
 
     def there() -> bool:
         said, version = tab.evaluate(
-            "[document.getElementById('refusal').innerText, document.getElementById('t-version').innerText]"
+            "[document.getElementById('stands').textContent, document.querySelector('#served dd').textContent]"
         )
         match = SAID.search(said)
         if match is not None:

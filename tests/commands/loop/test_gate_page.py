@@ -28,14 +28,17 @@ from stream.archive.archive_main import show_arms
 from stream.archive.archive_metrics import ARM_MADE_BY
 from stream.archive.arm_figures import ArmFigure
 from tests.scenes.app_server import served
-from tests.scenes.browser import CHROMIUM, browser
+from tests.scenes.browser import CHROMIUM, Browser, browser
 from tests.scenes.filter_world import Shop
 from tests.scenes.scorer_shop import item
 from tests.scenes.waiting import PATIENCE
 
 WHY = "labels over predictions: 2.41, beyond 1.6"
 TOKEN = "a-token-of-a-person"
+OPEN_ALL = "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
 EXPLAIN = "document.getElementById('explain').requestSubmit()"
+STANDS = "document.getElementById('stands').textContent"
+REFUSED = "document.getElementById('stands').className === 'stands bad'"
 AT_MS = 1_772_600_000_000  # 04:53 UTC
 
 
@@ -47,6 +50,7 @@ class Roles:
         self.state: str | None = "promoting"
         self.refused = self.observed = 0
         self.quarantined = self.taken_back = 0
+        self.freshness_s: float | None = None
         self.says: dict[str, object] | None = {"refusal": None, "refused_ms": 0, "check": None}
 
     def get(self, url: str) -> str:
@@ -59,7 +63,10 @@ class Roles:
         said = f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {self.started}\n"
         said += "# TYPE millrace_ready gauge\nmillrace_ready 1\n"
         if url == "http://serve/metrics":
-            return said + "# TYPE millrace_served_version gauge\nmillrace_served_version 57\n"
+            said += "# TYPE millrace_served_version gauge\nmillrace_served_version 57\n"
+            if self.freshness_s is not None:
+                said += f"# TYPE millrace_freshness_seconds gauge\nmillrace_freshness_seconds {self.freshness_s}\n"
+            return said
         if url != "http://learn/metrics" or self.state is None:
             return said
         said += '# TYPE millrace_outcome_rows gauge\nmillrace_outcome_rows{outcome="order"} 1234\n'
@@ -175,10 +182,11 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("document.getElementById('gate-state').textContent === 'promoting'")
-            assert tab.evaluate("document.getElementById('refusal').hidden")
+            tab.evaluate(OPEN_ALL)
+            assert tab.evaluate(STANDS) == "Not ready yet: simulate, stream, learn, serve."
             roles.refuse()
-            tab.until("!document.getElementById('refusal').hidden")
-            said = tab.evaluate("document.getElementById('refusal').innerText")
+            tab.until(REFUSED)
+            said = tab.evaluate(STANDS)
             assert WHY in said
             assert "Version 57 serves instead" in said
             rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
@@ -188,10 +196,72 @@ def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable
             told = tab.evaluate("document.querySelector('#outcomes tbody').innerText").split()
             assert told == ["order", "1,234", "0.7500", "–", "–"]
             roles.state = "promoting"
-            tab.until("document.getElementById('refusal').hidden")
+            tab.until(f"!({REFUSED})")
             assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
     finally:
         page.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_what_is_not_known_yet_is_awaited_in_words_and_no_box_is_empty(
+    roles: Roles, look: Callable[[], State], tmp_path: Path
+) -> None:
+    drawn = "[...document.querySelectorAll('.chart')].filter((one) => one.offsetParent).map((one) => one.id)"
+    awaited = "document.getElementById('awaited').textContent"
+    page = PageServer(look, 0)
+    try:
+        with browser(tmp_path) as tab:
+            tab.go(page.url)
+            tab.until(f"{awaited} !== ''")
+            assert tab.evaluate(awaited).startswith("Awaited: click rate with the first pages; rolling AUC")
+            assert tab.evaluate("document.getElementById('learns-value').textContent") == ""
+            assert "with the first pages" in tab.evaluate("document.getElementById('learns-says').textContent")
+            tab.evaluate(OPEN_ALL)
+            said = tab.evaluate("[...document.querySelectorAll('main dd, main .value')].map((one) => one.innerText)")
+            assert [one for one in said if one.startswith("–")] == [], "a row of dashes tells nothing"
+            roles.freshness_s = 1.5
+            tab.until(f"!{awaited}.includes('freshness')")
+            tab.until(f"{drawn}.length > 0")
+            assert tab.evaluate(drawn) == ["c-fresh"]
+            assert tab.evaluate("document.querySelectorAll('#c-fresh circle').length") == 1
+    finally:
+        page.stop()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+def test_small_charts_have_one_height_and_what_roles_do_has_a_phones_whole_width(
+    look: Callable[[], State], tmp_path: Path
+) -> None:
+    heights = """[...document.querySelectorAll('.grid .card')].map((one) => { one.hidden = false; return one; })
+      .map((one) => one.querySelector('.chart').offsetHeight)"""
+    widths = (
+        "[...document.querySelectorAll('#role-list li')].map((one) => [one.lastChild.offsetWidth, one.offsetWidth])"
+    )
+    page = PageServer(look, 0)
+    try:
+        with browser(tmp_path) as tab:
+            tab.go(page.url)
+            tab.until("document.querySelectorAll('#role-list li').length === 4")
+            tab.evaluate(OPEN_ALL)
+            for width in (1280, 390):
+                tab.call(
+                    "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+                )
+                found = tab.evaluate(heights)
+                assert len(found) > 1
+                assert len(set(found)) == 1
+                assert found[0] > 0
+            for says, whole in tab.evaluate(widths):
+                assert says == whole
+    finally:
+        page.stop()
+
+
+def unfold(tab: Browser, name: str) -> None:
+    """Opens the details of a topic by keyboard."""
+    tab.tab_to(f"open-{name}")
+    tab.press("Enter", "\r")
+    tab.until(f"document.getElementById('{name}').open")
 
 
 def ask(page: PageServer, path: str, body: bytes = b"{}", token: str = TOKEN) -> tuple[int, str]:
@@ -246,6 +316,9 @@ def test_a_command_goes_to_the_learner_with_the_persons_token_and_no_other(
         assert ask(page, "/model/hold", b" " * 5000)[0] == 413
         assert ask(page, "/model/adopt")[0] == 404
         assert len(asked) == 2
+        assert ask(page, "/titles", b'[7, "mug"]') == (200, "{}")
+        assert ask(page, "/titles", b'{"a": 1}')[0] == 400
+        assert ask(page, "/titles", b"[" + b"7," * 600 + b"7]")[0] == 413
     finally:
         page.stop()
 
@@ -269,6 +342,7 @@ def test_the_model_is_commanded_by_keyboard(
         with browser(tmp_path) as tab:
             tab.go(page.url)
             tab.until("!document.getElementById('gate').hidden")
+            unfold(tab, "gate")
             tab.tab_to("token")
             tab.call("Input.insertText", text=TOKEN)
             for number, name in enumerate(("hold", "promote", "rollback"), 1):
@@ -294,11 +368,14 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
     """The real scorer's page, beside what the scorer answers to the same question."""
     shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
     where: list[str] = []
-    page = PageServer(look, 0, lambda role: where[0] if role == "scorer" and where else "")
+    page = PageServer(
+        look, 0, lambda role: where[0] if role == "scorer" and where else "", titles=lambda ids: {str(ids[0]): "Mug"}
+    )
     cells = "[...document.querySelectorAll('#reasons tbody tr')].map((r) => [...r.cells].map((c) => c.innerText))"
     said = "document.getElementById('explained').innerText"
     with browser(tmp_path) as tab, served(shop.app) as url:
         tab.go(page.url)
+        unfold(tab, "explaining")
         tab.tab_to("user")
         tab.call("Input.insertText", text="ann")
         tab.press("Enter", "\r")
@@ -311,10 +388,12 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
         assert tab.evaluate("document.activeElement.innerText") == "Explain"
         tab.press("Enter", "\r")
         tab.until(f"{said}.startsWith('arm model, version 7, 10 items')")
+        tab.until("document.querySelector('#reasons tbody td:nth-child(2)').innerText === 'Mug'")
         shown = tab.evaluate(cells)
         asked = shop.ask(size=10, explain=True)["items"]
-        assert [row[:2] for row in shown] == [[str(one["position"]), str(one["item_id"])] for one in asked]
-        assert [row[2:4] for row in shown] == [[f"{one['score']:.4f}", one["source"]] for one in asked]
+        assert [row[1] for row in shown] == ["Mug"] + [""] * 9, "an item without a title has its id"
+        assert [[row[0], row[2]] for row in shown] == [[str(one["position"]), str(one["item_id"])] for one in asked]
+        assert [row[3:5] for row in shown] == [[f"{one['score']:.4f}", one["source"]] for one in asked]
         assert not tab.evaluate("document.getElementById('why').hidden")
     page.stop()
 
@@ -331,7 +410,8 @@ def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tm
             where.append(url)
             tab.go(page.url)
             roles.refuse()
-            tab.until("!document.getElementById('refusal').hidden")
+            tab.until(REFUSED)
+            tab.evaluate(OPEN_ALL)
             tab.evaluate("document.getElementById('user').value = 'ann'")
             tab.evaluate(EXPLAIN)
             tab.until("!document.getElementById('why').hidden")

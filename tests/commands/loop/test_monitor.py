@@ -23,15 +23,17 @@ import pytest
 from rich.console import Console
 
 from commands.demo.demorun import ROLES
+from commands.loop.host import Host
 from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
 from commands.loop.page import PageServer
 from commands.loop.page.page_server import FIRST_PORT
 from commands.loop.series import COLUMNS, Series
-from commands.loop.status import RunStatus, State, sparkline, state_of
+from commands.loop.status import RunStatus, State, sparkline, stands, state_of
 from commands.loop.view import View, line_of, table_of
 from millrace.basics.errors import PortError
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS
+from millrace.contracts.settings import Settings
 from millrace.processes.resident_memory import resident, resident_bytes
 from millrace.processes.supervisor import Supervisor
 from tests.scenes.waiting import PATIENCE
@@ -137,8 +139,9 @@ def test_stages_are_of_all_clicks_over_restarts(network: Network) -> None:
         "count": 40,
     }
     assert stages["applied"] == {"mean": None, "p50": None, "p99": None, "count": 0}
-    assert picture.figures["click_stage_ms_joined"] == 75.0
+    assert picture.figures["click_stage_ms_joined"] == 50.0, "of the newest 30 clicks, and 75 of all"
     assert picture.figures["click_stage_ms_learnt"] is None
+    assert monitor.look().figures["click_stage_ms_joined"] == 50.0, "while no other click comes"
 
 
 def test_users_who_were_not_read_and_those_who_do_not_exist_are_distinguished(network: Network, tmp_path: Path) -> None:
@@ -296,6 +299,101 @@ def test_the_history_is_bounded_and_spans_the_whole_run() -> None:
     assert set(series.columns()) == set(COLUMNS)
 
 
+def drawn(points: int, limit: int = 600) -> Series:
+    series = Series(limit)
+    for second in range(points):
+        series.add(1000 * (second + 1), 60_000 * second, {"auc": 0.5 + second / 1000, "click_rate_model": None})
+    return series
+
+
+def test_the_charts_go_on_after_a_restart_with_a_gap() -> None:
+    before, after = drawn(10), Series()
+    after.resume(before.encoded(), 8500)
+    assert after.points[:8] == before.points[:8], "without what is said to come: the clock was put back"
+    assert after.column("wall_ms")[8:] == [8001]
+    assert after.column("auc")[8:] == [None]
+    after.add(9000, 600_000, {"auc": 0.7})
+    assert after.column("auc")[-2:] == [None, 0.7]
+    assert after.last("auc", "wall_ms") == (9000, (0.7, 9000))
+    empty = Series()
+    empty.resume(Series().encoded(), 1)
+    assert empty.points == []
+
+
+def test_a_history_stays_bounded_over_restarts() -> None:
+    series = drawn(75, 50)
+    for now_ms in range(80_000, 400_000, 10_000):
+        again = Series(50)
+        again.resume(series.encoded(), now_ms)
+        for second in range(5):
+            again.add(now_ms + 1000 * second, now_ms + second, {"auc": 0.5})
+        series = again
+        assert 25 <= len(series.points) <= 50
+
+
+def test_the_charts_of_another_version_lack_what_it_did_not_draw() -> None:
+    kept = {"columns": ["event_ms", "auc", "of_old", "wall_ms"], "every": 2, "points": [[5.0, 0.7, 1.0, 6.0]]}
+    series = Series()
+    series.resume(json.dumps(kept).encode(), 10_000)
+    assert series.points[0][:3] == (6.0, 5.0, 0.7)
+    assert set(series.points[0][3:]) == {None}
+
+
+WHOLE = {"columns": ["wall_ms", "event_ms"], "every": 1, "points": [[1.0, 1.0], [2.0, 2.0]]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        drawn(5).encoded()[:-9],
+        b"[" * 100_000,
+        *(
+            json.dumps(WHOLE | change).encode()
+            for change in (
+                {"every": 0},
+                {"columns": ["wall_ms", "auc"]},
+                {"points": [[1.0, 1.0], [2.0]]},
+                {"points": [[1.0, 1.0], [None, 2.0]]},
+                {"points": [[2.0, 1.0], [1.0, 2.0]]},
+                {"points": [[1.0 + n, 1.0] for n in range(601)]},
+            )
+        ),
+    ],
+)
+def test_damaged_charts_are_told_and_begun_anew(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    host = Host(Settings(), tmp_path, threading.Event(), RunStatus(ROLES))
+    (tmp_path / "series.json").write_bytes(raw)
+    series = Series()
+    host.resume_series(series)
+    assert series.points == []
+    assert len(host.notes) == 1
+    assert host.notes[0].startswith(f"the charts begin anew: '{tmp_path / 'series.json'}' is damaged (")
+
+
+def test_a_run_keeps_its_charts_and_the_next_goes_on_with_them(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    seen: list[Any] = []
+    for _ in range(2):
+        host = Host(Settings(), tmp_path, threading.Event(), RunStatus(ROLES))
+        host.keeps_series = True
+        host.monitor = monitor_of(network)
+        host.resume_series(host.monitor.series)
+        seen.append(host.monitor.series.column("wall_ms")[:1])
+        host.monitor.look()
+        host.stop_watching()
+        first = host.monitor.series.column("wall_ms")[:1]
+    assert seen == [[], first]
+    assert host.notes == []
+    (tmp_path / "series.json").unlink()
+    (tmp_path / "series.json").mkdir()
+    for _ in range(2):
+        host.keep_series()
+    assert len(host.notes) == 1
+    assert "cannot be written" in host.notes[0]
+
+
 def test_click_rates_are_recent_and_by_arm() -> None:
     series = Series(ctr_seconds=10)
     clicks = 0.0
@@ -432,6 +530,36 @@ def test_the_state_is_whole_from_the_first_moment(nothing: State, running: State
     order = {"outcome": "order", "rows": 12.0, "auc": pytest.approx(0.62), "log_loss": None, "calibration": None}
     assert running["outcomes"] == [order]
     assert running["notes"] == [f"note {i}" for i in range(12, 20)]
+
+
+def test_one_sentence_says_that_all_is_well_or_the_worst_that_is_not(running: State) -> None:
+    """Worse and worse: each says itself although all before it still holds."""
+    state = running | {"roles": [r | {"state": "running"} for r in running["roles"]]}
+    assert stands(state) == {"mood": "good", "says": "All is well: all 4 roles work."}
+    state["gate"] = {"state": "promoting", "says": "every version was promoted"}
+    assert stands(state)["says"] == "All is well: all 4 roles work and the gate lets new versions serve."
+    roles = state["roles"]
+    roles[1] |= {"state": "starting", "awaits": "reads the states of its partitions, 3 to go"}
+    said = "Not ready yet: stream (reads the states of its partitions, 3 to go)."
+    assert stands(state) == {"mood": "", "says": said}
+    roles[3] |= {"state": "starting", "restarts": 1}
+    assert stands(state)["says"].endswith("3 to go), serve (it ended and was started again).")
+    state["awaits"] = "waiting for items."
+    assert stands(state) == {"mood": "", "says": "waiting for items."}
+    state["gate"] = {"state": "held", "says": "version 7 serves: a person holds what is served"}
+    assert stands(state) == {"mood": "", "says": "The gate: version 7 serves: a person holds what is served."}
+    state["gate"] = {"state": "blocked", "says": "refused: AUC 0.41"}
+    assert stands(state) == {"mood": "bad", "says": "The gate: refused: AUC 0.41."}
+    state["figures"] = state["figures"] | {"not_finite": 1234.0}
+    assert stands(state)["says"].startswith("1,234 predictions of the learner are no finite numbers")
+    roles[2] |= {"state": "waiting", "restarts": 2}
+    assert stands(state) == {"mood": "bad", "says": "learn is down, restart 3; see its log. The others go on."}
+    state["phase"] = "draining"
+    assert stands(state) == {"mood": "", "says": "The run is draining."}, "roles end one by one then"
+    roles[0]["state"] = "gave up"
+    assert stands(state)["says"] == "simulate ended too often and is not started again; see its log."
+    state |= {"phase": "failed", "notes": ["a", "no room on the disk"]}
+    assert stands(state) == {"mood": "bad", "says": "The run failed. no room on the disk"}
 
 
 def test_the_page_serves_its_files_and_the_state_and_nothing_else(running: State) -> None:
