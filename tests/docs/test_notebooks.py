@@ -50,7 +50,7 @@ OWN: dict[str, Callable[[list[str]], None]] = {
 def test_every_notebook_is_run_and_none_holds_what_a_run_left() -> None:
     assert set(NOTEBOOKS) == set(OWN)
     for path in NOTEBOOKS.values():
-        notebook = nbformat.read(path, 4)
+        notebook = nbformat.read(path, 4)  # type: ignore[no-untyped-call]
         nbformat.validate(notebook)
         for cell in notebook.cells:
             assert not cell.get("outputs"), path.name
@@ -67,7 +67,7 @@ def test_a_notebook_runs_and_says_what_it_promises(name: str, tmp_path: Path, mo
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for variable, value in PATIENT.items():
         monkeypatch.setenv(variable, value)
-    notebook = nbformat.read(NOTEBOOKS[name], 4)
+    notebook = nbformat.read(NOTEBOOKS[name], 4)  # type: ignore[no-untyped-call]
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=LONG, kernel_name="python3", resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
