@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from commands.demo.demorun import ROLES
 from commands.loop.gatestatus import Gate, gate_of, says
 from commands.loop.monitor import Monitor
 from commands.loop.page import PageServer
+from commands.loop.page.page_server import Titles
 from commands.loop.status import RunStatus, State, state_of
 from commands.loop.view import line_of
 from learner.gate.admin import Admin, Command
@@ -177,29 +179,24 @@ def test_a_person_who_holds_is_no_refusal() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
 def test_a_browser_shows_the_refusal_while_it_lasts(roles: Roles, look: Callable[[], State], tmp_path: Path) -> None:
-    page = PageServer(look, 0)
-    try:
-        with browser(tmp_path) as tab:
-            tab.go(page.url)
-            tab.until("document.getElementById('gate-state').textContent === 'promoting'")
-            tab.evaluate(OPEN_ALL)
-            assert tab.evaluate(STANDS) == "Not ready yet: simulate, stream, learn, serve."
-            roles.refuse()
-            tab.until(REFUSED)
-            said = tab.evaluate(STANDS)
-            assert WHY in said
-            assert "Version 57 serves instead" in said
-            rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
-            assert [row.split() for row in rows] == [["labels", "0", "3", "0", "0"], ["screen", "9", "0", "0", "0"]]
-            figures = tab.evaluate("document.getElementById('gate-figures').innerText").split()
-            assert {"57", "3,412"} <= set(figures)
-            told = tab.evaluate("document.querySelector('#outcomes tbody').innerText").split()
-            assert told == ["order", "1,234", "0.7500", "–", "–"]
-            roles.state = "promoting"
-            tab.until(f"!({REFUSED})")
-            assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
-    finally:
-        page.stop()
+    with opened(look, tmp_path) as tab:
+        tab.until("document.getElementById('gate-state').textContent === 'promoting'")
+        tab.evaluate(OPEN_ALL)
+        assert tab.evaluate(STANDS) == "Not ready yet: simulate, stream, learn, serve."
+        roles.refuse()
+        tab.until(REFUSED)
+        said = tab.evaluate(STANDS)
+        assert WHY in said
+        assert "Version 57 serves instead" in said
+        rows = tab.evaluate("[...document.querySelectorAll('#verdicts tbody tr')].map((r) => r.innerText)")
+        assert [row.split() for row in rows] == [["labels", "0", "3", "0", "0"], ["screen", "9", "0", "0", "0"]]
+        figures = tab.evaluate("document.getElementById('gate-figures').innerText").split()
+        assert {"57", "3,412"} <= set(figures)
+        told = tab.evaluate("document.querySelector('#outcomes tbody').innerText").split()
+        assert told == ["order", "1,234", "0.7500", "–", "–"]
+        roles.state = "promoting"
+        tab.until(f"!({REFUSED})")
+        assert WHY in tab.evaluate("document.getElementById('gate-says').innerText"), "it can be read afterwards"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
@@ -208,24 +205,19 @@ def test_what_is_not_known_yet_is_awaited_in_words_and_no_box_is_empty(
 ) -> None:
     drawn = "[...document.querySelectorAll('.chart')].filter((one) => one.offsetParent).map((one) => one.id)"
     awaited = "document.getElementById('awaited').textContent"
-    page = PageServer(look, 0)
-    try:
-        with browser(tmp_path) as tab:
-            tab.go(page.url)
-            tab.until(f"{awaited} !== ''")
-            assert tab.evaluate(awaited).startswith("Awaited: click rate with the first pages; rolling AUC")
-            assert tab.evaluate("document.getElementById('learns-value').textContent") == ""
-            assert "with the first pages" in tab.evaluate("document.getElementById('learns-says').textContent")
-            tab.evaluate(OPEN_ALL)
-            said = tab.evaluate("[...document.querySelectorAll('main dd, main .value')].map((one) => one.innerText)")
-            assert [one for one in said if one.startswith("–")] == [], "a row of dashes tells nothing"
-            roles.freshness_s = 1.5
-            tab.until(f"!{awaited}.includes('freshness')")
-            tab.until(f"{drawn}.length > 0")
-            assert tab.evaluate(drawn) == ["c-fresh"]
-            assert tab.evaluate("document.querySelectorAll('#c-fresh circle').length") == 1
-    finally:
-        page.stop()
+    with opened(look, tmp_path) as tab:
+        tab.until(f"{awaited} !== ''")
+        assert tab.evaluate(awaited).startswith("Awaited: click rate with the first pages; rolling AUC")
+        assert tab.evaluate("document.getElementById('learns-value').textContent") == ""
+        assert "with the first pages" in tab.evaluate("document.getElementById('learns-says').textContent")
+        tab.evaluate(OPEN_ALL)
+        said = tab.evaluate("[...document.querySelectorAll('main dd, main .value')].map((one) => one.innerText)")
+        assert [one for one in said if one.startswith("–")] == [], "a row of dashes tells nothing"
+        roles.freshness_s = 1.5
+        tab.until(f"!{awaited}.includes('freshness')")
+        tab.until(f"{drawn}.length > 0")
+        assert tab.evaluate(drawn) == ["c-fresh"]
+        assert tab.evaluate("document.querySelectorAll('#c-fresh circle').length") == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
@@ -237,22 +229,32 @@ def test_small_charts_have_one_height_and_what_roles_do_has_a_phones_whole_width
     widths = (
         "[...document.querySelectorAll('#role-list li')].map((one) => [one.lastChild.offsetWidth, one.offsetWidth])"
     )
-    page = PageServer(look, 0)
+    with opened(look, tmp_path) as tab:
+        tab.until("document.querySelectorAll('#role-list li').length === 4")
+        tab.evaluate(OPEN_ALL)
+        for width in (1280, 390):
+            tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+            found = tab.evaluate(heights)
+            assert len(found) > 1
+            assert len(set(found)) == 1
+            assert found[0] > 0
+        for says, whole in tab.evaluate(widths):
+            assert says == whole
+
+
+@contextmanager
+def opened(
+    look: Callable[[], State],
+    folder: Path,
+    at: Callable[[str], str] = lambda _: "",
+    titles: Titles = lambda _: {},
+) -> Iterator[Browser]:
+    """The page in a browser."""
+    page = PageServer(look, 0, at, titles=titles)
     try:
-        with browser(tmp_path) as tab:
+        with browser(folder) as tab:
             tab.go(page.url)
-            tab.until("document.querySelectorAll('#role-list li').length === 4")
-            tab.evaluate(OPEN_ALL)
-            for width in (1280, 390):
-                tab.call(
-                    "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-                )
-                found = tab.evaluate(heights)
-                assert len(found) > 1
-                assert len(set(found)) == 1
-                assert found[0] > 0
-            for says, whole in tab.evaluate(widths):
-                assert says == whole
+            yield tab
     finally:
         page.stop()
 
@@ -337,30 +339,25 @@ def test_where_no_learner_answers_it_is_said(look: Callable[[], State], learner:
 def test_the_model_is_commanded_by_keyboard(
     look: Callable[[], State], door: Admin, asked: list[Command], tmp_path: Path
 ) -> None:
-    page = PageServer(look, 0, lambda _: door.url)
-    try:
-        with browser(tmp_path) as tab:
-            tab.go(page.url)
-            tab.until("!document.getElementById('gate').hidden")
-            unfold(tab, "gate")
-            tab.tab_to("token")
-            tab.call("Input.insertText", text=TOKEN)
-            for number, name in enumerate(("hold", "promote", "rollback"), 1):
-                tab.tab_to(name)
-                tab.press("Enter", "\r")
-                tab.until(f"document.getElementById('answer').innerText === '{name}: done. version 57'")
-                assert [one.name for one in asked][number - 1 :] == [name]
-                assert tab.evaluate("document.activeElement.value") == name, "the focus stays"
-            tab.tab_to("version")
-            tab.call("Input.insertText", text="42")
-            tab.evaluate("document.querySelector('[value=rollback]').click()")
-            tab.until("!document.querySelector('[value=rollback]').disabled")
-            assert asked[-1].args == {"version": 42}
-            tab.evaluate("document.getElementById('token').value = 'a guess'")
-            tab.evaluate("document.querySelector('[value=hold]').click()")
-            tab.until("document.getElementById('answer').innerText.includes('the token is none that is known here')")
-    finally:
-        page.stop()
+    with opened(look, tmp_path, lambda _: door.url) as tab:
+        tab.until("!document.getElementById('gate').hidden")
+        unfold(tab, "gate")
+        tab.tab_to("token")
+        tab.call("Input.insertText", text=TOKEN)
+        for number, name in enumerate(("hold", "promote", "rollback"), 1):
+            tab.tab_to(name)
+            tab.press("Enter", "\r")
+            tab.until(f"document.getElementById('answer').innerText === '{name}: done. version 57'")
+            assert [one.name for one in asked][number - 1 :] == [name]
+            assert tab.evaluate("document.activeElement.value") == name, "the focus stays"
+        tab.tab_to("version")
+        tab.call("Input.insertText", text="42")
+        tab.evaluate("document.querySelector('[value=rollback]').click()")
+        tab.until("!document.querySelector('[value=rollback]').disabled")
+        assert asked[-1].args == {"version": 42}
+        tab.evaluate("document.getElementById('token').value = 'a guess'")
+        tab.evaluate("document.querySelector('[value=hold]').click()")
+        tab.until("document.getElementById('answer').innerText.includes('the token is none that is known here')")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
@@ -368,13 +365,15 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
     """The real scorer's page, beside what the scorer answers to the same question."""
     shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
     where: list[str] = []
-    page = PageServer(
-        look, 0, lambda role: where[0] if role == "scorer" and where else "", titles=lambda ids: {str(ids[0]): "Mug"}
-    )
     cells = "[...document.querySelectorAll('#reasons tbody tr')].map((r) => [...r.cells].map((c) => c.innerText))"
     said = "document.getElementById('explained').innerText"
-    with browser(tmp_path) as tab, served(shop.app) as url:
-        tab.go(page.url)
+    page = opened(
+        look,
+        tmp_path,
+        lambda role: where[0] if role == "scorer" and where else "",
+        lambda ids: {str(ids[0]): "Mug"},
+    )
+    with page as tab, served(shop.app) as url:
         unfold(tab, "explaining")
         tab.tab_to("user")
         tab.call("Input.insertText", text="ann")
@@ -395,7 +394,6 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
         assert [[row[0], row[2]] for row in shown] == [[str(one["position"]), str(one["item_id"])] for one in asked]
         assert [row[3:5] for row in shown] == [[f"{one['score']:.4f}", one["source"]] for one in asked]
         assert not tab.evaluate("document.getElementById('why').hidden")
-    page.stop()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
@@ -404,30 +402,21 @@ def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tm
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     shop = Shop([item(n, f"c{n % 4}") for n in range(30)])
     where: list[str] = []
-    page = PageServer(look, 0, lambda _: where[0])
-    try:
-        with browser(tmp_path) as tab, served(shop.app) as url:
-            where.append(url)
-            tab.go(page.url)
-            roles.refuse()
-            tab.until(REFUSED)
-            tab.evaluate(OPEN_ALL)
-            tab.evaluate("document.getElementById('user').value = 'ann'")
-            tab.evaluate(EXPLAIN)
-            tab.until("!document.getElementById('why').hidden")
-            tab.evaluate(f"(() => {{ {axe} }})()")
-            for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
-                tab.call(
-                    "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-                )
-                tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                found = tab.evaluate(
-                    "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
-                )
-                assert found == [], f"{width} {scheme}"
-    finally:
-        page.stop()
+    with opened(look, tmp_path, lambda _: where[0]) as tab, served(shop.app) as url:
+        where.append(url)
+        roles.refuse()
+        tab.until(REFUSED)
+        tab.evaluate(OPEN_ALL)
+        tab.evaluate("document.getElementById('user').value = 'ann'")
+        tab.evaluate(EXPLAIN)
+        tab.until("!document.getElementById('why').hidden")
+        tab.evaluate(f"(() => {{ {axe} }})()")
+        for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+            tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+            tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            found = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))")
+            assert found == [], f"{width} {scheme}"
 
 
 # -- Figures of arms on their way: the archive's gauges, the state of a run, the page ----------------------------------
