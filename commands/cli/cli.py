@@ -154,6 +154,7 @@ app.help_epilogue = "Exit codes: " + "; ".join(f"{code}: {meaning}" for code, me
 for name in app:
     if not name.startswith("-"):
         app[name].help_epilogue = ""  # else every command would print the list again
+# After the loop, which would load it.
 app.command(
     "commands.cli.clifunctions:judge",
     name="judge",
