@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import RunningRole
 from benchmarks.tools.taken import Taken, folder_bytes, processes, topic_bytes
-from commands.loop.monitor import RoleMetrics, fetch
-from commands.up.started import Started
 from experiments.runs import BenchError
+from millrace.commands.loop.monitor import RoleMetrics, fetch
+from millrace.commands.up.started import Started
 from millrace.connections.redis_clients import redis_client
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings

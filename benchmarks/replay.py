@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import millrace.contracts
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.bench_running import cpu_s
-from commands.replay.replayrun import replay
+from millrace.commands.replay.replayrun import replay
 from millrace.processes.resident_memory import measured_bytes
 from simulator.daylog import write_days
 

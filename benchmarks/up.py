@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from benchmarks.parts.tasteshop import FIRST, HEAVY, SCHEMA, Followed, Taste, Visitors, followed, opened, user
 from benchmarks.tools.bench_figures import Figure, Say, figure
 from benchmarks.tools.taken import processes
-from commands.loop.monitor import RoleMetrics, fetch
-from commands.up.started import Started
 from experiments.runs import BenchError
+from millrace.commands.loop.monitor import RoleMetrics, fetch
+from millrace.commands.up.started import Started
 from millrace.processes.role import ROLES
 from millrace.reports import write_all
 

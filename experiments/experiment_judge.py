@@ -28,14 +28,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats
 
-from commands.judge.arms import Exposures, users_of
-from commands.judge.orders import Judged, Shown, ordered
-from commands.offline.intervals import interval
 from experiments.judgearms import arms_calls, arms_report
 from experiments.judgeloops import EQUAL, SHARES, STOPPED, learners, loop_report, twins, value_report, values
 from experiments.runs import Call, Row, run_experiment
 from millrace.basics.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
+from millrace.commands.judge.arms import Exposures, users_of
+from millrace.commands.judge.orders import Judged, Shown, ordered
+from millrace.commands.offline.intervals import interval
 from millrace.contracts.settings import Settings
 from millrace.evidence.exploration import RULES, Exploration, Rule
 from millrace.evidence.sequences import LEAST, NOTHING, Estimate, band, difference, ratio

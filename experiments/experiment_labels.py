@@ -33,11 +33,6 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from commands.offline.dataset import truth_of
-from commands.offline.intervals import DIGITS
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, learn_through
-from commands.replay.stretches import Stretches
 from experiments import outcome_labels
 from experiments.runs import Row, interval_of, means, of_labels, quotient, run_experiment
 from learner.network.dense import threads
@@ -45,6 +40,11 @@ from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_MS, BATCH_ROWS
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import figures_of, known
+from millrace.commands.offline.dataset import truth_of
+from millrace.commands.offline.intervals import DIGITS
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, learn_through
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.schema import Schema, shop_schema
 from millrace.contracts.settings import Settings
 from millrace.labels import REGISTRY, policy_named

@@ -5,7 +5,7 @@
             statistics, as the original fed them, once on well-scaled inputs (``log1p``, mean 0, variance 1).
 ``rounds``  a model trained on the days before the target date, then kept up to date in six ways through the days after
             it: frozen, daily incremental rounds, micro-batches, replay and batch retraining each day, more epochs on
-            the old data (:mod:`commands.offline.rounds`).
+            the old data (:mod:`millrace.commands.offline.rounds`).
 
 They run the original's models (:data:`ORIGINAL`) with the original's settings. They run every other model, the
 default and the user's own, with the default's settings. Each row of a report says which (``settings``). Every run is
@@ -28,12 +28,6 @@ import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 
-from commands.offline.compared import DEFAULT, INPUTS, KINDS, ORIGINAL, OWN, input_of, settings_of, spec_of
-from commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
-from commands.offline.epochs import learn, score
-from commands.offline.intervals import DIGITS, interval, rounded
-from commands.offline.rounds import days_of, figures, keep_up, ways_of
-from commands.offline.synchronising import period_ms
 from experiments.runs import Row, of_models, of_rounds, run_experiment
 from learner.custom.ownclass import is_own
 from learner.evaluation.progressive import baseline_column
@@ -43,6 +37,12 @@ from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import ORDER, auc, figures_of, known, log_loss
+from millrace.commands.offline.compared import DEFAULT, INPUTS, KINDS, ORIGINAL, OWN, input_of, settings_of, spec_of
+from millrace.commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
+from millrace.commands.offline.epochs import learn, score
+from millrace.commands.offline.intervals import DIGITS, interval, rounded
+from millrace.commands.offline.rounds import days_of, figures, keep_up, ways_of
+from millrace.commands.offline.synchronising import period_ms
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.reports import Plot, days_plot, interval_plot
 from simulator.daylog import write_days
@@ -109,7 +109,7 @@ def experiment(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compares models, or ways of keeping them up to date, on ``log``. ``cut``: of rounds, at which times the batches
-    of the test days are cut, besides where a day begins (:data:`commands.offline.synchronising.SYNCS`).
+    of the test days are cut, besides where a day begins (:data:`millrace.commands.offline.synchronising.SYNCS`).
 
     Raises:
         SettingError: too few days or seeds, an unknown model or unknown inputs.

@@ -125,7 +125,7 @@ def watched(command: tuple[str, ...]) -> dict[str, Any]:
     it fails."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "commands", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "millrace", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     said: list[tuple[float, str]] = []
@@ -167,7 +167,9 @@ def killed(out: Path, made: Path, seconds: dict[str, float], kills: int, seed: i
     return (out / "replay" / "report.json").read_bytes() == (out / "replay-again" / "report.json").read_bytes()
 
 
-_KEEPING = "import commands.cli.cli as cli, commands.replay.kept as kept; kept.EVERY_S = 3.0; cli.main()"
+_KEEPING = (
+    "import millrace.commands.cli.cli as cli, millrace.commands.replay.kept as kept; kept.EVERY_S = 3.0; cli.main()"
+)
 
 
 def true_share(said: list[tuple[float, str]]) -> float | None:

@@ -30,7 +30,6 @@ import numpy as np
 import structlog
 from cyclopts import Parameter
 
-from commands.offline.intervals import interval, rounded
 from experiments.runs import Call, Row, run_experiment
 from experiments.safety.poisons import POISONS, Window
 from experiments.safety.safetyrun import Life, Served, live, loss
@@ -38,6 +37,7 @@ from experiments.safety.safetyworld import BATCH_ROWS, Moment, Shop, clients, tr
 from learner.network.dense import threads
 from millrace.basics.durations import DAY_MS, HOUR_MS
 from millrace.basics.errors import SettingError
+from millrace.commands.offline.intervals import interval, rounded
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema, shop_schema
 from millrace.logs import TS, read_log

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from commands.judge.arms import UserOutcomes, looks
 from experiments.runs import Call, Row
 from millrace.basics.durations import HOUR_MS
+from millrace.commands.judge.arms import UserOutcomes, looks
 from stream.archive.arm_figures import OUTCOMES, ArmFigures
 
 Numbers = NDArray[np.float64]

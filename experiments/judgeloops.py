@@ -27,14 +27,14 @@ import numpy as np
 import pyarrow as pa
 from msgspec import structs
 
-from commands.judge.arms import Exposures, estimate, users_of
-from commands.offline.intervals import interval, rounded
 from experiments.recall.recallloop import FIRST_DAY, WIDTH, ClosedLoop, Pupil, learn_days, start_shop
 from experiments.runs import Row
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.commands.judge.arms import Exposures, estimate, users_of
+from millrace.commands.offline.intervals import interval, rounded
 from millrace.contracts.events import MODEL, Item
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import parse_schema, shop_schema

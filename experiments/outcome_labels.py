@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 from msgspec import structs
 from numpy.typing import NDArray
 
-from commands.offline.intervals import rounded
-from commands.replay.logfeatures import NEVER, Labels, LogRows
-from commands.replay.logsamples import KnownSamples, learn_through
-from commands.replay.replayrun import BATCH_ROWS
-from commands.replay.stretches import Stretches
 from experiments.runs import Row, interval_of, means, quotient
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import PARTS
 from millrace.basics.durations import DAY_MS
 from millrace.basics.ranking_metrics import figures_of
+from millrace.commands.offline.intervals import rounded
+from millrace.commands.replay.logfeatures import NEVER, Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples, learn_through
+from millrace.commands.replay.replayrun import BATCH_ROWS
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.logforms import OutcomePolicy, OutcomeRule
 from millrace.contracts.schema import shop_schema
 from millrace.labels import policy_named

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.offline.intervals import DIGITS, interval
-from commands.offline.workers import pool
 from millrace.basics.errors import MillraceError
 from millrace.basics.ranking_metrics import known
+from millrace.commands.offline.intervals import DIGITS, interval
+from millrace.commands.offline.workers import pool
 from millrace.reports import Plot, make_folder, name_of, write_all
 from millrace.reports.progress import Took, bars
 

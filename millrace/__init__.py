@@ -5,15 +5,15 @@ __version__ = "0.2.0"
 __all__ = ["Model", "Schema", "delays", "freshness", "guess", "judge", "read", "replay", "up"]
 
 _ROOMS = {
-    "Model": "commands.replay.onlinemodel",
+    "Model": "millrace.commands.replay.onlinemodel",
     "Schema": "millrace.contracts.schema",
-    "delays": "commands.delays.delaysrun",
-    "freshness": "commands.freshness.freshnessrun",
-    "guess": "commands.guess.write",
-    "judge": "commands.judge.command",
-    "read": "commands.replay.reading",
-    "replay": "commands.replay.replayrun",
-    "up": "commands.up.started",
+    "delays": "millrace.commands.delays.delaysrun",
+    "freshness": "millrace.commands.freshness.freshnessrun",
+    "guess": "millrace.commands.guess.write",
+    "judge": "millrace.commands.judge.command",
+    "read": "millrace.commands.replay.reading",
+    "replay": "millrace.commands.replay.replayrun",
+    "up": "millrace.commands.up.started",
 }
 
 

@@ -28,11 +28,14 @@ TOPS: dict[str, set[str]] = {
     "stream": {"millrace"},
     "learner": {"millrace"},
     "scorer": {"millrace", "learner"},
-    "commands": {"millrace", "simulator", "stream", "learner", "scorer"},
-    "experiments": {"millrace", "simulator", "stream", "learner", "scorer", "commands"},
-    "benchmarks": {"millrace", "simulator", "stream", "learner", "scorer", "commands", "experiments"},
+    "millrace.commands": {"millrace", "simulator", "stream", "learner", "scorer"},
+    "experiments": {"millrace", "simulator", "stream", "learner", "scorer", "millrace.commands"},
+    "benchmarks": {"millrace", "simulator", "stream", "learner", "scorer", "millrace.commands", "experiments"},
 }
-"""The folders at the top from the ground up, and which of them each imports. docs/architecture.md draws this table."""
+"""The houses from the ground up, and which of them each imports: the folders at the top, and the roof, which lies in
+the public package's folder. docs/architecture.md draws this table."""
+
+FOLDERS = sorted({top.split(".")[0] for top in TOPS})
 
 FLOORS = """
 millrace: basics evidence contracts broker labels logs windows reports versions connections processes
@@ -41,7 +44,8 @@ stream: intake join partition archive worker
 learner: tables network.models network retrieval ranker samples evaluation serving custom custom.adapters \
     training gate promotion role
 scorer: users catalog recall ipc pagelog page worker feeder
-commands: guess reference replay history offline proofs repair freshness delays judge loop.page loop up demo cli
+millrace.commands: guess reference replay history offline proofs repair freshness delays judge loop.page loop up \
+    demo cli
 experiments: recall safety
 benchmarks: tools parts
 """
@@ -56,9 +60,10 @@ ROOMS: tuple[str, ...] = tuple(
 
 FACADE = "millrace"
 """The ground floor, which every process runs, hands on names of the roof: by ``__getattr__``, when one is used. So its
-imports count for nobody. It is the only package that may."""
+imports count for nobody. It is the only package that may. ``python -m millrace`` is the roof's command line."""
+DOORS = (FACADE, "millrace.__main__")
 
-CHECKOUT = "commands.cli.checkout"
+CHECKOUT = "millrace.commands.cli.checkout"
 """What finds benchmarks and experiments of a checkout."""
 
 MARKS = ("# core", "# shell")
@@ -259,7 +264,7 @@ def imported(tree: Tree, module: str) -> list[str]:
     ``from a.b import c`` is the module ``a.b.c`` if there is one, else ``a.b``.
     """
     found = []
-    for name in facts(module, tree[module]).imports if module != FACADE else ():
+    for name in facts(module, tree[module]).imports if module not in DOORS else ():
         if name.endswith(".*"):
             found += [m for m in tree if m.startswith(name[:-1])]
             continue
@@ -369,6 +374,11 @@ def dynamic_problems(tree: Tree) -> list[str]:
 # -- rooms -----------------------------------------------------------------------------------------------------------
 
 
+def house_of(room: str) -> str:
+    """The name in :data:`TOPS` that a room belongs to."""
+    return max((top for top in TOPS if _within(room, {top})), key=len, default=room.split(".")[0])
+
+
 def room_of(tree: Tree, module: str) -> str:
     """The folder that a module lies in. A package is in the folder that it is."""
     package = any(name.startswith(f"{module}.") for name in tree)
@@ -406,7 +416,7 @@ def room_problems(tree: Tree, rooms: Sequence[str] = ROOMS, tops: Mapping[str, s
             continue
         for name in all_imported(tree, module):
             other = own[name]
-            top, its_top = room.split(".")[0], other.split(".")[0]
+            top, its_top = house_of(room), house_of(other)
             used.add((top, its_top))
             if other == room or other not in order:
                 continue
@@ -513,7 +523,7 @@ def drawn(page: str) -> dict[str, set[str]]:
     table = {}
     for line in page.splitlines():
         own, arrow, others = line.partition(" → ")
-        if arrow and own.strip().isidentifier():
+        if arrow and own.strip().replace(".", "").isidentifier():
             names = {name.split("(")[0].strip() for name in others.split(",")}
             table[own.strip()] = names - {"nothing"}
     return table
@@ -534,7 +544,7 @@ def main(root: Path) -> None:
         print(f"{room}: {sum(m != room for m in own)} modules, {lines:,} lines. {purpose}")
         print(f"    → {others or 'nothing'}")
     found = [*room_problems(tree), *circle_problems(tree), *door_problems(tree)]
-    within = len({pair for pair in counts if pair[0].split(".")[0] == pair[1].split(".")[0]})
+    within = len({pair for pair in counts if house_of(pair[0]) == house_of(pair[1])})
     print(
         f"{len(members)} rooms, {len(tree)} modules, {sum(s.count(chr(10)) for s in tree.values()):,} lines,", end=" "
     )

@@ -15,8 +15,8 @@ from typing import Self
 import psutil
 
 from benchmarks.tools.taken import cpu_seconds, own_cpu_seconds
-from commands.loop.monitor import RoleMetrics, fetch
 from millrace.basics.errors import ServiceError
+from millrace.commands.loop.monitor import RoleMetrics, fetch
 from millrace.contracts.settings import Settings
 from millrace.processes.spawn import spawn, stop, tail
 
@@ -55,7 +55,7 @@ class RunningRole:
         """Starts it, and returns when it is ready."""
         environment = {**os.environ, **self.settings.environment()}
         began = time.monotonic()
-        self._child = spawn([sys.executable, "-m", "commands", "run", self._role], environment, self.log_path)
+        self._child = spawn([sys.executable, "-m", "millrace", "run", self._role], environment, self.log_path)
         if self._core is not None:
             os.sched_setaffinity(self._child.pid, {self._core})
         while self._get(self._ready) is None:

@@ -28,7 +28,7 @@ class Taken:
 
 
 def processes(root: int, roles: Sequence[str], own: str) -> Taken:
-    """What the process ``root`` and all below it take, by role. ``roles``: commands of ``python -m commands`` that are
+    """What the process ``root`` and all below it take, by role. ``roles``: commands of ``python -m millrace`` that are
     roles. ``own``: the name of ``root`` itself, and of what is below it and has no name."""
     found, names = Taken(), dict[int, str]()
     for process in below(root):
@@ -84,6 +84,6 @@ def role_of(argv: Sequence[str], roles: Sequence[str]) -> str:
         for name, role in _NAMES.items():
             if argument == name or os.path.basename(argument.split(" ")[0]) == name:
                 return role
-        if argument in ("millrace", "commands", "run") and following in roles:
+        if argument in ("millrace", "run") and following in roles:
             return following
     return ""

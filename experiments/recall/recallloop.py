@@ -29,9 +29,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.replay.logsamples import KnownSamples, batch_of
-from commands.replay.steps import steps
-from commands.replay.stretches import AT_ONCE
 from experiments.recall.recallshop import NOTE, RecallShop, Rows, Waiting
 from learner.network.models.spec import read_spec
 from learner.ranker.model import OnlineModel
@@ -40,6 +37,9 @@ from learner.serving.serving_model import ServingModel
 from learner.training.trainer import BATCH_ROWS
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import column_hash
+from millrace.commands.replay.logsamples import KnownSamples, batch_of
+from millrace.commands.replay.steps import steps
+from millrace.commands.replay.stretches import AT_ONCE
 from millrace.contracts.events import MODEL, PageLog
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, shop_schema

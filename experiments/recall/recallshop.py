@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from commands.replay.logfeatures import Labels, LogRows
 from learner.retrieval.tower import Tower, UserTower
 from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64, column_hash
+from millrace.commands.replay.logfeatures import Labels, LogRows
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import CLICK, MODEL, PURCHASE, Id, PageLog
 from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_fields

@@ -24,11 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import LabelSettings
-from commands.replay.steps import steps
 from experiments.safety.poisons import users_drawn, without_user
 from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import LabelSettings
+from millrace.commands.replay.steps import steps
 from millrace.contracts.events import NOT_READ, PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema

@@ -36,7 +36,7 @@ log = structlog.get_logger("history")
 
 PLACE, _PROFILES, _PARTITIONS = "history", "profiles", "partitions"
 UNFINISHED, WRITING = MARKS = "unfinished", "writing"
-"""The marks of an unfinished history (:mod:`commands.history.attempt`)."""
+"""The marks of an unfinished history (:mod:`millrace.commands.history.attempt`)."""
 STATE = ("checkpoints", "models", "index", PLACE)
 """Folders of the store with the state of a loop, or of a history left for one."""
 HEADER = ("millrace-history", b"1")  # marks our messages: the shop's own have no such header

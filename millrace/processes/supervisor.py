@@ -73,7 +73,7 @@ all roles find a custom class, or none does."""
 
 def role_argv(name: str) -> list[str]:
     """The command ``millrace run NAME`` of one of our own roles, under this interpreter."""
-    return [*PYTHON, "commands", "run", name]
+    return [*PYTHON, "millrace", "run", name]
 
 
 class Supervisor:

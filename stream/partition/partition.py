@@ -219,7 +219,7 @@ class Partition:
     def lived(self, counted: Sequence[Counted], to_ms: int) -> None:
         """Counts old pages' rows without making samples or dead letters. Windows, last clicks and co-clicks are as if
         the pages' messages had come in this order. For a partition that begins with a history
-        (:mod:`commands.history`), before its first checkpoint.
+        (:mod:`millrace.commands.history`), before its first checkpoint.
 
         Args:
             counted: in the order of time, none older than earlier ones.

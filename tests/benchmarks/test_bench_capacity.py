@@ -21,7 +21,7 @@ ROLE = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[3
 def test_a_process_belongs_to_the_role_that_it_or_its_parent_names() -> None:
     """A role's unnamed child does the work."""
     role = subprocess.Popen(
-        [sys.executable, "-c", ROLE, "commands", "stream", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", ROLE, "millrace", "stream", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert role.stdout is not None
@@ -40,7 +40,7 @@ def test_a_process_belongs_to_the_role_that_it_or_its_parent_names() -> None:
 def test_a_child_is_told_by_its_command_line() -> None:
     code = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', *sys.argv[1:]], stdin=sys.stdin)"
     root = subprocess.Popen(
-        [sys.executable, "-c", code, BURN, "commands", "learn"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, BURN, "millrace", "learn"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert root.stdout is not None

@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks.tools import modelwire, pagewire
 from benchmarks.tools.modelwire import ModelWire
-from commands.replay.stretches import Stretches
 from learner.ranker.inputs import Inputs
 from learner.ranker.model import OnlineModel
 from learner.retrieval.tower import ITEM, USER, Sides
 from learner.role.learnloop import LearnPace
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.events import PageLog
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.schema import shop_schema

@@ -69,7 +69,7 @@ OWN: dict[str, Callable[[dict[str, float]], None] | None] = {
 def test_a_short_run_ends_with_figures(tmp_path: Path, name: str) -> None:
     """Each in a process of its own, with Kafka clients of its own."""
     assert name in BENCHMARKS
-    command = [sys.executable, "-m", "commands", "dev", "bench", name, "--short", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "millrace", "dev", "bench", name, "--short", "--out", str(tmp_path)]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     figures = {f["name"]: f["value"] for f in json.loads((tmp_path / "report.json").read_text())}
     assert figures
@@ -144,7 +144,7 @@ def test_how_far_an_order_follows_the_taste() -> None:
 @pytest.mark.services
 @pytest.mark.timeout(LONG)
 def test_a_short_experiment_says_what_the_gate_refused(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "commands", "dev", "experiment", "shop"]
+    command = [sys.executable, "-m", "millrace", "dev", "experiment", "shop"]
     said = subprocess.run([*command, "--hours", "0.01", "--out", str(tmp_path)], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert "pages, " in said.stdout

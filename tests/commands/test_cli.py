@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import app, main
-from commands.up.data_folder import locked
 from millrace.basics.errors import USAGE_STATUS, SchemaError, SettingError
+from millrace.commands.cli.cli import app, main
+from millrace.commands.up.data_folder import locked
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.role import ROLES, last_figures
@@ -47,7 +47,7 @@ def millrace(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, as a person would."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
     return subprocess.run(
-        [sys.executable, "-m", "commands", *args],
+        [sys.executable, "-m", "millrace", *args],
         env=clean | {"MILLRACE_PATIENCE_SECONDS": "0.2"} | env,
         capture_output=True,
         text=True,

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands.cli.cli import app
-from commands.cli.cliadmin import ask
-from commands.cli.clidata import forget, list_quarantine, quarantine
-from commands.cli.climodel import hold, list_versions, promote, rollback
 from learner.gate.admin import ADDRESS, Admin
 from learner.gate.quarantine import PLACE, Quarantine
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.errors import MillraceError, ServiceError, SettingError, SnapshotError
 from millrace.basics.hashing import value_hash
 from millrace.basics.store import Store
+from millrace.commands.cli.cli import app
+from millrace.commands.cli.cliadmin import ask
+from millrace.commands.cli.clidata import forget, list_quarantine, quarantine
+from millrace.commands.cli.climodel import hold, list_versions, promote, rollback
 from millrace.contracts.settings import Settings
 from millrace.processes.tokens import OWN, own_token, tokens_of
 from millrace.versions.modelstore import ModelStore

@@ -2,8 +2,8 @@
 
 ::
 
-    exposures    topics events, samples, dead-letters      commands/demo/conservation.py: each is labelled, or in a
-                                                           dead letter with its reason; nothing twice
+    exposures    topics events, samples, dead-letters      millrace/commands/demo/conservation.py: each is labelled,
+                                                           or in a dead letter with its reason; nothing twice
     updates      topic samples, decisions of the learner   each labelled row is in one micro-batch that is in force,
                                                            or in quarantine; none in two
     archive      topic samples, the archive's files        a replay of the archive learns what the stream sent:
@@ -29,13 +29,13 @@ from typing import Any, Self
 import numpy as np
 from kafka.errors import KafkaError
 
-from commands.demo.conservation import Ledger
-from commands.loop.monitor import fetch
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import KnownSamples, LabelSettings
 from learner.promotion.decisionhistory import decided_in
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import MillraceError, SchemaError, SnapshotError
+from millrace.commands.demo.conservation import Ledger
+from millrace.commands.loop.monitor import fetch
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples, LabelSettings
 from millrace.contracts.events import NOT_READ, BadEventError, Exposure, decode_dead_letter, decode_event
 from millrace.contracts.page_logs import decode_page_log, decode_served
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from commands.loop.monitor import fetch
+from millrace.commands.loop.monitor import fetch
 from tests.crash.link import State
 from tests.crash.loop import DISKS, CrashLoop
 

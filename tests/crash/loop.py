@@ -25,14 +25,14 @@ import msgspec
 import psutil
 import redis
 
-from commands.demo.conservation import Ledger
-from commands.demo.demorun import Demo, DemoOptions
-from commands.demo.past import filled
-from commands.demo.settle import Drained, Settlement, settle
-from commands.loop.host import made
-from commands.loop.monitor import Monitor, Picture
-from commands.loop.view import View
 from millrace.basics.errors import ServiceError
+from millrace.commands.demo.conservation import Ledger
+from millrace.commands.demo.demorun import Demo, DemoOptions
+from millrace.commands.demo.past import filled
+from millrace.commands.demo.settle import Drained, Settlement, settle
+from millrace.commands.loop.host import made
+from millrace.commands.loop.monitor import Monitor, Picture
+from millrace.commands.loop.view import View
 from millrace.contracts.settings import Settings
 from millrace.processes.role import last_figures
 from millrace.processes.services import free_port

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from commands.loop.scrape import scrape_file
 from deploy.dashboard import PATH, SOURCE, text
+from millrace.commands.loop.scrape import scrape_file
 from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import TOPICS

@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
-from commands.loop.scrape import scrape_file
+from millrace.commands.loop.scrape import scrape_file
 from tests.scenes.deployed import DEPLOY, expressions
 from tests.scenes.running_prometheus import PROGRAM, prometheus
 from tests.scenes.simulated_loop import simulated_loop

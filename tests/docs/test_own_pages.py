@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from cyclopts import App
 
-from commands.cli.cli import app
-from commands.reference.examples import EXAMPLES
 from learner.custom.ownclass import is_own, own_class
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
+from millrace.commands.cli.cli import app
+from millrace.commands.reference.examples import EXAMPLES
 from millrace.contracts.events import Item, ItemChange, User, decode_event
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.profile_warnings import ProfileChecks
@@ -27,7 +27,7 @@ from tests.docs.walk import PAGES
 from tests.scenes.learning import SCHEMA, make_samples
 
 DOCS = ROOT / "docs"
-CODE = "millrace|commands|stream|learner|scorer|simulator|benchmarks|experiments|tests|examples"
+CODE = "millrace|stream|learner|scorer|simulator|benchmarks|experiments|tests|examples"
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.loop.monitor import fetch
+from millrace.commands.loop.monitor import fetch
 from tests.architecture import ROOT
 from tests.docs.walk import Walker, blocks
 from tests.scenes.running_prometheus import PROGRAM, Prometheus

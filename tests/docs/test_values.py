@@ -14,9 +14,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from commands.loop.page.page_server import FIRST_PORT
-from commands.up.ports import REDIS_PORT
 from learner.network.models.spec import Spec
+from millrace.commands.loop.page.page_server import FIRST_PORT
+from millrace.commands.up.ports import REDIS_PORT
 from millrace.contracts.events import Event
 from millrace.contracts.settings import SECTIONS, Settings
 from millrace.processes.metrics import PORTS as METRICS

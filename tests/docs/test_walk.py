@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from commands.loop.monitor import fetch
+from millrace.commands.loop.monitor import fetch
 from millrace_client import Millrace, Options, Page
 from tests.architecture import ROOT
 from tests.docs.walk import Block, Walker, answers, blocks

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.schema import DERIVED, Schema, load_schema, shop_schema
 from millrace.logs import TS, LogTable, read_log
 from simulator.daylog import write_days

@@ -13,15 +13,15 @@ import pytest
 import torch
 from msgspec import structs
 
-from commands.offline import compared, rounds
-from commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
-from commands.offline.intervals import interval
 from experiments import experiment_models
 from experiments.experiment_models import OnLog
 from learner.network.models import REGISTRY
 from learner.network.models.logistic import Logistic
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
+from millrace.commands.offline import compared, rounds
+from millrace.commands.offline.dataset import SCALED, Dataset, plain_schema, prepare, scaled
+from millrace.commands.offline.intervals import interval
 from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days
 

@@ -19,11 +19,11 @@ import pytest
 from scipy import stats
 
 from benchmarks.judge import asos, draw_costs, figures
-from commands.up.started import Started
 from experiments import experiment_judge
 from experiments.experiment_judge import LEARNERS, SLOTS, DrawnPage, bands, cells, fit, make_report, odds, orders, real
 from experiments.judgearms import BETTER, CASES, arms_report, winners
 from millrace.basics.errors import SettingError
+from millrace.commands.up.started import Started
 from millrace.contracts.page_logs import decode_served
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS

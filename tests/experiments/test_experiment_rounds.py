@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from commands.offline import epochs, rounds
-from commands.offline.dataset import Dataset, plain_schema, prepare
-from commands.offline.epochs import Scores, learn, score
-from commands.offline.synchronising import sync_plan
 from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc
+from millrace.commands.offline import epochs, rounds
+from millrace.commands.offline.dataset import Dataset, plain_schema, prepare
+from millrace.commands.offline.epochs import Scores, learn, score
+from millrace.commands.offline.synchronising import sync_plan
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from simulator.daylog import write_days

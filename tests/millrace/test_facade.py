@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
-from commands.cli.cli import app
+from millrace.commands.cli.cli import app
 from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
 
@@ -88,7 +88,7 @@ print(*sys.modules)
     loaded = set(done.stdout.split())
     assert "millrace" in loaded
     assert not HEAVY & loaded
-    assert not [name for name in loaded if name.startswith(("commands", "millrace.", "learner"))]
+    assert not [name for name in loaded if name.startswith(("millrace.", "learner"))]
 
 
 def test_its_names_are_those_of_its_stub_and_no_module_shadows_one() -> None:

@@ -13,13 +13,13 @@ from importlib import import_module
 
 import pytest
 
-from tests.architecture import ROOMS, ROOT, TOPS
+from tests.architecture import FOLDERS, ROOMS, ROOT
 
 
 def main(arguments: list[str]) -> int:
     """Runs pytest with these arguments and prints lines, those that ran and their share, for each room."""
     measured = import_module("coverage").Coverage(
-        source=[str(ROOT / top) for top in TOPS], data_file=None, config_file=False
+        source=[str(ROOT / top) for top in FOLDERS], data_file=None, config_file=False
     )
     measured.set_option(
         "report:exclude_also", ["@compiled", "if TYPE_CHECKING:", r"^\s*\.\.\.$", "raise NotImplementedError"]
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     status = pytest.main(arguments)
     measured.stop()
     lines, missed = Counter[str](), Counter[str]()
-    for top in TOPS:
+    for top in FOLDERS:
         for path in sorted((ROOT / top).rglob("*.py")):
             _, statements, _, missing, _ = measured.analysis2(str(path))
             room = ".".join(path.relative_to(ROOT).parts[:-1])

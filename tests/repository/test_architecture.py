@@ -104,15 +104,19 @@ def test_a_planted_import_of_redis_two_modules_away_is_found() -> None:
         ),
         (
             "millrace.processes.spawn",
-            "def f():\n    from commands.cli import cli",
-            "upward, from millrace.processes to commands.cli",
+            "def f():\n    from millrace.commands.cli import cli",
+            "upward, from millrace.processes to millrace.commands.cli",
         ),
         (
             "learner.tables.admission",
             "from scorer.page.page_wire import decode",
             "scorer.page.page_wire: upward, from learner.tables to scorer.page",
         ),
-        ("millrace.reports.page", "from commands.demo import settle", "upward, from millrace.reports to commands.demo"),
+        (
+            "millrace.reports.page",
+            "from millrace.commands.demo import settle",
+            "upward, from millrace.reports to millrace.commands.demo",
+        ),
         (
             "learner.tables.admission",
             "from stream.join import page_rows",
@@ -265,7 +269,7 @@ def test_a_packages_init_runs_before_each_of_its_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["import json", "from commands.replay import replayrun", "def f(): ...", "X = open('f')"]
+    "line", ["import json", "from millrace.commands.replay import replayrun", "def f(): ...", "X = open('f')"]
 )
 def test_the_facade_imports_nothing_at_once_and_does_nothing_else(line: str) -> None:
     found = new_problems(planted("millrace", f"\n{line}\n"))
@@ -273,7 +277,7 @@ def test_the_facade_imports_nothing_at_once_and_does_nothing_else(line: str) -> 
 
 
 def test_no_other_package_hands_names_on_lazily() -> None:
-    lazy = "\ndef __getattr__(name):\n    from commands.cli import cli\n    return cli\n"
+    lazy = "\ndef __getattr__(name):\n    from millrace.commands.cli import cli\n    return cli\n"
     found = of("stream.join", new_problems(planted("stream.join", lazy)))
-    assert any("upward, from stream.join to commands.cli" in p for p in found), found
+    assert any("upward, from stream.join to millrace.commands.cli" in p for p in found), found
     assert any("more than hand names on" in p for p in found), found

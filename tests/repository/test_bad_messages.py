@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stream.worker.stream_output
-from commands.demo.conservation import Ledger
 from learner.evaluation.progressive import Progressive
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
@@ -27,6 +26,7 @@ from learner.samples.viewpoint import Viewpoint
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SchemaError, SnapshotError
 from millrace.basics.hashing import kafka_partition
+from millrace.commands.demo.conservation import Ledger
 from millrace.contracts import coclick_message
 from millrace.contracts.clock import sent_by
 from millrace.contracts.events import (

@@ -11,8 +11,8 @@ from urllib.request import Request, urlopen
 import msgspec
 import pytest
 
-from commands.loop.monitor import fetch
 from millrace.basics.errors import SchemaError
+from millrace.commands.loop.monitor import fetch
 from millrace.contracts.events import Item, decode_dead_letter, key_of, to_json
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema

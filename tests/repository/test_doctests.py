@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture import ROOT
 
-PACKAGES = ("millrace", "commands", "stream", "learner", "scorer", "simulator")
+PACKAGES = ("millrace", "stream", "learner", "scorer", "simulator")
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for package in PACKAGES

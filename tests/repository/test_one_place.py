@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from tests.architecture import ROOT, TOPS
+from tests.architecture import FOLDERS, ROOT
 
 CLIENTS = {
     "KafkaConsumer": "millrace/processes/kafka.py",
@@ -28,7 +28,7 @@ def called(tree: ast.AST) -> set[str]:
 def test_each_client_is_made_where_its_security_is_known() -> None:
     found = {
         (name, str(path.relative_to(ROOT)))
-        for top in TOPS
+        for top in FOLDERS
         for path in sorted((ROOT / top).rglob("*.py"))
         for name in called(ast.parse(path.read_text()))
     }

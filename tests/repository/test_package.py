@@ -30,7 +30,7 @@ from packaging.utils import canonicalize_name
 from millrace import __version__
 from tests.architecture import ROOT
 
-PACKAGES = {"millrace", "commands", "simulator", "stream", "learner", "scorer"}
+PACKAGES = {"millrace", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
 CHECKOUT = {"benchmarks", "deploy", "experiments", "tests"}
 """Packages that are not installed."""
@@ -92,14 +92,14 @@ def test_each_package_is_installed_whole(site: Path, package: str) -> None:
 def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     code = (
         "import importlib.resources as r, importlib.util as u, millrace.contracts.schema as s\n"
-        "page = r.files('commands.loop.page').joinpath('index.html').is_file()\n"
+        "page = r.files('millrace.commands.loop.page').joinpath('index.html').is_file()\n"
         f"print(s.__file__, s.shop_schema().name, page, all(u.find_spec(n) for n in {ROLES}))"
     )
     where, *rest = installed(site, "-c", code).split()
     assert Path(where).is_relative_to(site)
     assert rest == ["shop", "True", "True"]
     commands = installed(site, str(site / "bin" / "millrace"), "--help")
-    assert installed(site, "-m", "commands", "--help") == commands
+    assert installed(site, "-m", "millrace", "--help") == commands
     for name in ("demo", "up", "run", "log", "model", "data", "config"):
         assert re.search(rf"\b{name}\b", commands)
 
@@ -183,7 +183,7 @@ def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> 
 
 def test_installing_gives_the_command() -> None:
     (script,) = [e for e in entry_points(group="console_scripts") if e.name == "millrace"]
-    assert script.value == "commands.cli.cli:main"
+    assert script.value == "millrace.commands.cli.cli:main"
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -22,7 +22,7 @@ UNUSED = {
     "scorer.worker.scorer_worker": {ARROW, FAUST, AIO},
     "stream.intake.intake_main": {COMPILER, TORCH, ARROW, FAUST, "redis"},
     "stream.archive.archive_main": {TORCH, FAUST, AIO, "redis", *SERVERS},
-    "commands.up.uprun": {COMPILER, TORCH, ARROW, FAUST, AIO},
+    "millrace.commands.up.uprun": {COMPILER, TORCH, ARROW, FAUST, AIO},
     "millrace.broker.__main__": {COMPILER, TORCH, ARROW, FAUST, AIO, "redis", "numpy", *SERVERS},
 }
 """By the module that a process runs."""
@@ -30,7 +30,7 @@ UNUSED = {
 
 @pytest.mark.parametrize("module", UNUSED)
 def test_a_process_loads_only_what_it_uses(module: str) -> None:
-    entry = "" if module.startswith("millrace.broker") else "import commands.cli.cli; "
+    entry = "" if module.startswith("millrace.broker") else "import millrace.commands.cli.cli; "
     program = f"import sys; {entry}import {module}; print(*sys.modules)"
     argv = [sys.executable, "-c", program]
     found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout.split()

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.tools.traffic import HOUR, T0, make
-from commands.replay.logfeatures import LogRows
-from commands.replay.stretches import Stretches
+from millrace.commands.replay.logfeatures import LogRows
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.events import PageLog
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings

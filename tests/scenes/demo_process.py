@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from commands.loop.monitor import fetch
+from millrace.commands.loop.monitor import fetch
 from tests.scenes.waiting import PATIENCE, until
 
 FETCH_SECONDS = 60.0
@@ -63,7 +63,7 @@ class DemoProcess:
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "commands", "demo"),
+                    *(sys.executable, "-m", "millrace", "demo"),
                     *("--data", str(folder / "data"), "--report", str(self.report_path), *flags),
                 ],
                 env={**clean, **PATIENT, **(env or {})},

@@ -23,14 +23,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.history.logevents import LogEvents, Rows
-from commands.replay.logfeatures import LogRows
 from learner.evaluation.progressive import Progressive
 from learner.ranker.repeats import Repeats
 from learner.role.model_factory import model_of, wanted_spec
 from learner.training.learner_versions import newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.hashing import kafka_partition
+from millrace.commands.history.logevents import LogEvents, Rows
+from millrace.commands.replay.logfeatures import LogRows
 from millrace.contracts.events import (
     ACTIONS,
     CART,

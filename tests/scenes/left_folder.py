@@ -12,13 +12,13 @@ import tomli_w
 from kafka.record import MemoryRecords
 from redis import Redis
 
-from commands.loop.monitor import fetch
-from commands.up.started import Started
 from learner.gate.quarantine import Quarantine
 from learner.gate.verdicts import GateRefusal
 from millrace.basics.store import Store
 from millrace.broker.log import Limits
 from millrace.broker.topic_store import Topics
+from millrace.commands.loop.monitor import fetch
+from millrace.commands.up.started import Started
 from millrace.contracts.events import key_of
 from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.samples import SampleBatch

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from commands.replay.grouped import GroupedRows
-from commands.replay.logsamples import LabelSettings, ReplayModel
-from commands.replay.sidebyside import Runner
-from commands.replay.steps import steps
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.logsamples import LabelSettings, ReplayModel
+from millrace.commands.replay.sidebyside import Runner
+from millrace.commands.replay.steps import steps
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable

@@ -19,7 +19,7 @@ from millrace.processes.tokens import bearer
 from tests.scenes.scorer_shop import ITEMS, Learner
 from tests.scenes.waiting import PATIENCE, until
 
-COMMAND = [sys.executable, "-m", "commands", "run", "serve"]
+COMMAND = [sys.executable, "-m", "millrace", "run", "serve"]
 
 
 def opened(settings: Settings, producer: Any) -> Learner:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.up.started import Started
+from millrace.commands.up.started import Started
 from millrace.contracts.clock import EventClock
 from millrace.processes.services import free_port
 from millrace.processes.spawn import spawn, stop

@@ -195,7 +195,7 @@ class Loop:
         settings = msgspec.structs.replace(self.settings, metrics_port=free_port())
         environment = {**os.environ, **settings.environment(), "NUMBA_NUM_THREADS": "1"}
         log = self.folder / f"worker{len(self.workers)}.log"
-        child = spawn([sys.executable, *(program or ("-m", "commands", "run", "stream"))], environment, log)
+        child = spawn([sys.executable, *(program or ("-m", "millrace", "run", "stream"))], environment, log)
         self.workers[child] = settings
         return child
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, quantiles
-from commands.offline.slicing import MISSING, MOST_VALUES, OTHERS, slice_of
 from millrace.basics.errors import SettingError
+from millrace.commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, quantiles
+from millrace.commands.offline.slicing import MISSING, MOST_VALUES, OTHERS, slice_of
 from millrace.contracts.schema import shop_schema
 from millrace.logs import LogTable
 from millrace.reports.spans import span_ms, span_name

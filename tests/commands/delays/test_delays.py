@@ -13,17 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.delays.completeness import Curve, DelayedClicks
-from commands.delays.delaysreport import Trial, rows_of, trials_plot, verdict_of
-from commands.delays.delaysrun import delays
-from commands.delays.trials import IMMEDIATE, Setting, digest, final_labels, open_features, samples_of, with_window
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import LabelSettings, learn_through
-from commands.replay.replayrun import run_log
-from commands.replay.stretches import Stretches, write_features
 from learner.ranker.model import OnlineModel
 from millrace.basics.clustered import Gap
 from millrace.basics.errors import LogError, SettingError
+from millrace.commands.delays.completeness import Curve, DelayedClicks
+from millrace.commands.delays.delaysreport import Trial, rows_of, trials_plot, verdict_of
+from millrace.commands.delays.delaysrun import delays
+from millrace.commands.delays.trials import (
+    IMMEDIATE,
+    Setting,
+    digest,
+    final_labels,
+    open_features,
+    samples_of,
+    with_window,
+)
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import LabelSettings, learn_through
+from millrace.commands.replay.replayrun import run_log
+from millrace.commands.replay.stretches import Stretches, write_features
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import shop_schema
 from millrace.contracts.settings import Settings

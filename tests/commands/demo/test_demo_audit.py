@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands.demo import settle as module
-from commands.demo.conservation import Apart, Ledger, Reported, check
-from commands.demo.past import PastEvents, opening
-from commands.demo.servedrows import auc_of
-from commands.demo.settle import Drained, settle
-from commands.loop import host as hosts
-from commands.loop.host import READS, Host, made
-from commands.loop.monitor import Picture
-from commands.loop.status import RunStatus
 from millrace.basics.errors import BrokerError, ConservationError
+from millrace.commands.demo import settle as module
+from millrace.commands.demo.conservation import Apart, Ledger, Reported, check
+from millrace.commands.demo.past import PastEvents, opening
+from millrace.commands.demo.servedrows import auc_of
+from millrace.commands.demo.settle import Drained, settle
+from millrace.commands.loop import host as hosts
+from millrace.commands.loop.host import READS, Host, made
+from millrace.commands.loop.monitor import Picture
+from millrace.commands.loop.status import RunStatus
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, DeadLetter, Event, Exposure, Truth, to_json, to_msgpack
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, OUTCOME, PAGE, POSITIVE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
 
-from commands.demo.settle import forgotten
+from millrace.commands.demo.settle import forgotten
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, SAMPLES
 from millrace.processes.kafka import create_topics, first_offsets, make_producer

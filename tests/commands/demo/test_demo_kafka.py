@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.demo.demorun import ROLES
+from millrace.commands.demo.demorun import ROLES
 from tests.scenes.demo_kafka import apache_kafka, command_lines, own_redis
 from tests.scenes.demo_process import DemoProcess, demo_process, descendants
 from tests.scenes.demo_report import assert_all_accounted_for, assert_no_errors, assert_undisturbed
@@ -23,7 +23,7 @@ def roles(demo: DemoProcess) -> list[str]:
     def four() -> bool:
         lines[:] = command_lines(descendants(demo.process.pid))
         # A role may have children of its own name: a feeder forks the template of its workers.
-        return all(any(f" -m commands run {name} " in line for line in lines) for name in ROLES)
+        return all(any(f" -m millrace run {name} " in line for line in lines) for name in ROLES)
 
     demo.until(four, "four roles run, each under its own name")
     return lines

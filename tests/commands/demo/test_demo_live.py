@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.demo.demorun import ROLES
+from millrace.commands.demo.demorun import ROLES
 from tests.scenes.demo_process import demo_process, descendants, is_page
 from tests.scenes.demo_report import assert_undisturbed
 from tests.scenes.deployed import FIRST, dashboards

@@ -11,18 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from commands.cli.cli import app
-from commands.demo import past
-from commands.demo.curves import draw, thirds
-from commands.demo.demorun import Demo, DemoOptions, demo
-from commands.demo.past import MOST_DAYS, PastEvents, check_days, live_through, opening
-from commands.loop.host import Host, made
-from commands.loop.monitor import Monitor
-from commands.loop.series import COLUMNS
-from commands.loop.status import RunStatus
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import ServiceError, SettingError, StoreError
 from millrace.basics.store import Store
+from millrace.commands.cli.cli import app
+from millrace.commands.demo import past
+from millrace.commands.demo.curves import draw, thirds
+from millrace.commands.demo.demorun import Demo, DemoOptions, demo
+from millrace.commands.demo.past import MOST_DAYS, PastEvents, check_days, live_through, opening
+from millrace.commands.loop.host import Host, made
+from millrace.commands.loop.monitor import Monitor
+from millrace.commands.loop.series import COLUMNS
+from millrace.commands.loop.status import RunStatus
 from millrace.contracts.settings import Settings, load_settings
 from millrace.processes.profiles import PLACE, UNFINISHED
 from millrace.processes.supervisor import PYTHON
@@ -48,7 +48,7 @@ def test_the_replay_is_a_command_that_the_program_knows(tmp_path: Path) -> None:
     settings = Settings(data=str(tmp_path), seed=7)
     argv = past._command("days", settings)
     words = argv[argv.index("log") :]
-    assert argv[: -len(words)] == [*PYTHON, "commands"]
+    assert argv[: -len(words)] == [*PYTHON, "millrace"]
     command, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert command.__name__ == "bootstrap"
     assert given.arguments["data"] == tmp_path

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.demo.conservation import Ledger
-from commands.demo.demorun import DemoOptions, demo, may_take_usual_ports
-from commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline
-from commands.demo.twin import LoggedPages, blocks, twin_scores
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import ServiceError, SettingError
 from millrace.basics.ranking_metrics import FIGURES
+from millrace.commands.demo.conservation import Ledger
+from millrace.commands.demo.demorun import DemoOptions, demo, may_take_usual_ports
+from millrace.commands.demo.servedrows import LabelledExposures, auc_of, by_minute, curve, figures, first, headline
+from millrace.commands.demo.twin import LoggedPages, blocks, twin_scores
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS, LOGGED, MODEL, PageLog, Truth, to_msgpack
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch

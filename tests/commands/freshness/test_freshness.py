@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from commands.freshness.freshnessrun import freshness
-from commands.freshness.freshnesswords import FROZEN
-from commands.offline import epochs
-from commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
-from commands.offline.epochs import learn, score
-from commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
 from experiments import experiment_models
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
 from millrace.basics.ranking_metrics import auc
+from millrace.commands.freshness.freshnessrun import freshness
+from millrace.commands.freshness.freshnesswords import FROZEN
+from millrace.commands.offline import epochs
+from millrace.commands.offline.dataset import Dataset, _day_starts, plain_schema, prepare
+from millrace.commands.offline.epochs import learn, score
+from millrace.commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from simulator.daylog import write_days

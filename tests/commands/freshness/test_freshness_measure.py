@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from commands.freshness.freshnesswords import FROZEN, named, verdict
-from commands.freshness.measure import ALL, Figure, Measured, MeasuredScores, ScoredRows
 from millrace.basics.clustered import FEWEST
 from millrace.basics.ranking_metrics import auc, log_loss
+from millrace.commands.freshness.freshnesswords import FROZEN, named, verdict
+from millrace.commands.freshness.measure import ALL, Figure, Measured, MeasuredScores, ScoredRows
 
 
 def world(rng: np.random.Generator, users: int = 120) -> tuple[ScoredRows, dict[str, MeasuredScores]]:

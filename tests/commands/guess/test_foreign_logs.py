@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import commands.guess
-from commands.cli.cli import main
-from commands.guess import guess_schema
+import millrace.commands.guess
 from millrace.basics.errors import MillraceError
+from millrace.commands.cli.cli import main
+from millrace.commands.guess import guess_schema
 from millrace.contracts.schema import parse_schema
 from millrace.logs import TS, read_log
 
@@ -708,7 +708,7 @@ def test_a_log_without_label_or_time_fails_in_one_line_that_names_the_role(
 
 
 def test_no_name_of_these_logs_stands_in_the_source() -> None:
-    source = "\n".join(p.read_text() for p in Path(commands.guess.__path__[0]).rglob("*.py")).lower()
+    source = "\n".join(p.read_text() for p in Path(millrace.commands.guess.__path__[0]).rglob("*.py")).lower()
     names = {name for log in LOGS for name, _, _ in log.named()}
     names |= {
         yes for log in LOGS for _, source, form in log.named() if source in {"word", "acts"} for yes in form.split("/")

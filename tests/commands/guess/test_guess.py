@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from commands.guess import Guess, guess_schema
-from commands.guess.outcomes import only_with_label
-from commands.guess.samplecolumns import Column
-from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SchemaError
+from millrace.commands.guess import Guess, guess_schema
+from millrace.commands.guess.outcomes import only_with_label
+from millrace.commands.guess.samplecolumns import Column
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import TS, LogFaults, read_log
 from simulator.daylog import write_days
@@ -240,7 +240,7 @@ def test_a_file_without_header_and_with_another_separator(tmp_path: Path) -> Non
 
 
 def test_a_large_text_is_sampled_from_its_beginning_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from commands.guess import sample
+    from millrace.commands.guess import sample
 
     monkeypatch.setattr(sample, "HEAD_ROWS", 200)
     monkeypatch.setattr(sample, "SPREAD_ROWS", 50)

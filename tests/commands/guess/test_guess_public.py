@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.guess import guess_schema
-from commands.replay.grouped import page_codes
-from commands.replay.replayrun import run_log
 from learner.role.model_factory import model_of
+from millrace.commands.guess import guess_schema
+from millrace.commands.replay.grouped import page_codes
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.schema import BLANK, Schema, parse_schema
 from millrace.logs import LogTable, read_log
 from tests.scenes.examples_samples import ROWS, SAMPLES
@@ -247,7 +247,7 @@ def test_quotes_that_enclose_separators_and_line_breaks_stay_quotes(tmp_path: Pa
 @pytest.mark.parametrize("name", ["avazu", "ebnerd"])
 def test_the_guess_is_the_same_at_each_run(name: str, tmp_path: Path) -> None:
     path = sample(name, tmp_path)
-    code = "from pathlib import Path; from commands.guess import guess_schema;"
+    code = "from pathlib import Path; from millrace.commands.guess import guess_schema;"
     code += f"print(guess_schema(Path({str(path)!r})).text)"
     texts = {
         subprocess.run(

@@ -15,18 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from commands.history import command, into
-from commands.history.attempt import attempt, check_empty
-from commands.history.command import past_windows
-from commands.history.fill import RecentRows, _Filling, cut_ms, fill
-from commands.history.into import Left, _Pupil, check_schema
-from commands.history.into import leave as leave_in
-from commands.history.logevents import LogEvents
-from commands.history.people import items_of, users_of
-from commands.replay.logfeatures import LogRows
-from commands.replay.reading import reading
-from commands.replay.stretches import Stretches
-from commands.up.uprun import UpOptions, up
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
 from learner.ranker.repeats import Repeats
@@ -36,6 +24,18 @@ from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError, SettingError, StoreError
 from millrace.basics.hashing import kafka_partition
 from millrace.basics.store import Store
+from millrace.commands.history import command, into
+from millrace.commands.history.attempt import attempt, check_empty
+from millrace.commands.history.command import past_windows
+from millrace.commands.history.fill import RecentRows, _Filling, cut_ms, fill
+from millrace.commands.history.into import Left, _Pupil, check_schema
+from millrace.commands.history.into import leave as leave_in
+from millrace.commands.history.logevents import LogEvents
+from millrace.commands.history.people import items_of, users_of
+from millrace.commands.replay.logfeatures import LogRows
+from millrace.commands.replay.reading import reading
+from millrace.commands.replay.stretches import Stretches
+from millrace.commands.up.uprun import UpOptions, up
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import Click, Exposure, Item, User, key_of, to_json
 from millrace.contracts.online_layout import PROFILE, RECENT, pack_profile, window_field

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.cli.cli import app
-from commands.judge.arms import ArmUsers, Exposures, decided_ms, looks, users_of
-from commands.judge.judgerun import judge
 from millrace.basics.errors import LogError, SettingError, StoreError
+from millrace.commands.cli.cli import app
+from millrace.commands.judge.arms import ArmUsers, Exposures, decided_ms, looks, users_of
+from millrace.commands.judge.judgerun import judge
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.learners import LearnsFrom, NamedLearner
@@ -134,7 +134,7 @@ def test_parts_tell_what_the_whole_tells_and_a_page_in_two_parts_counts_once() -
 def test_of_too_many_users_every_second_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = exposures(*crowd(0.3, 0.2, 500))
     even = users_of(rows.at(rows.user % 4 == 0), 4 * HOUR)
-    monkeypatch.setattr("commands.judge.arms.MOST_USERS", 200)
+    monkeypatch.setattr("millrace.commands.judge.arms.MOST_USERS", 200)
     users = ArmUsers(4 * HOUR)
     for part in np.array_split(np.argsort(rows.ts_ms, kind="stable"), 7):
         users.take(rows.at(part))
@@ -145,8 +145,8 @@ def test_of_too_many_users_every_second_one_is_left_out(monkeypatch: pytest.Monk
 
 def test_memory_does_not_grow_with_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six times as many pages, of users who are there already."""
-    monkeypatch.setattr("commands.judge.archive_reader.PART_ROWS", 1000)
-    monkeypatch.setattr("commands.judge.arms.MOST_PAGES", 1000)
+    monkeypatch.setattr("millrace.commands.judge.archive_reader.PART_ROWS", 1000)
+    monkeypatch.setattr("millrace.commands.judge.arms.MOST_PAGES", 1000)
     there = archive(tmp_path / "archive", crowd(0.3, 0.2, 3000))
     spans: dict[str, Any] = {"horizon_ms": 4 * HOUR, "every_ms": 100 * HOUR, "by": "page"}
     judge(there, tmp_path / "warm", **spans)

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from commands.cli.cli import app
-from commands.judge.modelrun import judge_model
-from commands.judge.orders import ASSUMES, SLOTS, Shown, drawn, numbers_of
 from millrace.basics.errors import LogError, SettingError, SnapshotError
+from millrace.commands.cli.cli import app
+from millrace.commands.judge.modelrun import judge_model
+from millrace.commands.judge.orders import ASSUMES, SLOTS, Shown, drawn, numbers_of
 from millrace.evidence.exploration import Exploration, Rule
 from tests.scenes.judged_archive import EXAMINED, MINUTE, T0, TRUE, archive_of, store_of
 from tests.scenes.long_archives import peak_of, prolong
@@ -169,8 +169,8 @@ def test_memory_does_not_grow_with_the_archive(
     there: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five times as many pages, more than are kept."""
-    monkeypatch.setattr("commands.judge.archive_reader.PART_ROWS", 2000)
-    monkeypatch.setattr("commands.judge.orders.MOST_ROWS", 300)
+    monkeypatch.setattr("millrace.commands.judge.archive_reader.PART_ROWS", 2000)
+    monkeypatch.setattr("millrace.commands.judge.orders.MOST_ROWS", 300)
     long = archive_of(tmp_path / "long", 1000)
     asked: dict[str, Any] = {"model": there[1], "every_ms": 10**10}
     judge_model(long, tmp_path / "warm", **asked)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from commands.loop.answers import NO_BAND, Figures, awaited, fast, learns
-from commands.loop.series import Series
+from millrace.commands.loop.answers import NO_BAND, Figures, awaited, fast, learns
+from millrace.commands.loop.series import Series
 
 KNOWN = {"ctr_model": 0.19, "ctr_control": 0.05, "served_rows": 10_000.0, "served_rows_control": 4000.0}
 EARLY = "too early to tell"

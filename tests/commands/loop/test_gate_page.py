@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 from prometheus_client import generate_latest
 
-from commands.demo.demorun import ROLES
-from commands.loop.gatestatus import Gate, gate_of, says
-from commands.loop.monitor import Monitor
-from commands.loop.page import PageServer
-from commands.loop.page.page_server import Titles
-from commands.loop.status import RunStatus, State, state_of
-from commands.loop.view import line_of
 from learner.gate.admin import Admin, Command
+from millrace.commands.demo.demorun import ROLES
+from millrace.commands.loop.gatestatus import Gate, gate_of, says
+from millrace.commands.loop.monitor import Monitor
+from millrace.commands.loop.page import PageServer
+from millrace.commands.loop.page.page_server import Titles
+from millrace.commands.loop.status import RunStatus, State, state_of
+from millrace.commands.loop.view import line_of
 from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
 from millrace.evidence.sequences import NOTHING, band, difference, mean_of

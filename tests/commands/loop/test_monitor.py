@@ -22,15 +22,15 @@ from urllib.parse import urlsplit
 import pytest
 from rich.console import Console
 
-from commands.demo.demorun import ROLES
-from commands.loop.host import Host
-from commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
-from commands.loop.page import PageServer
-from commands.loop.page.page_server import FIRST_PORT
-from commands.loop.series import COLUMNS, Series
-from commands.loop.status import RunStatus, State, sparkline, stands, state_of
-from commands.loop.view import View, line_of, table_of
 from millrace.basics.errors import PortError
+from millrace.commands.demo.demorun import ROLES
+from millrace.commands.loop.host import Host
+from millrace.commands.loop.monitor import SCORER_ERRORS, Monitor, RoleMetrics
+from millrace.commands.loop.page import PageServer
+from millrace.commands.loop.page.page_server import FIRST_PORT
+from millrace.commands.loop.series import COLUMNS, Series
+from millrace.commands.loop.status import RunStatus, State, sparkline, stands, state_of
+from millrace.commands.loop.view import View, line_of, table_of
 from millrace.contracts.clock import EventClock
 from millrace.contracts.events import ARMS
 from millrace.contracts.settings import Settings
@@ -615,7 +615,7 @@ def test_only_get_is_served_and_only_on_loopback(running: State) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_no_inline_code() -> None:
-    folder = resources.files("commands.loop.page")
+    folder = resources.files("millrace.commands.loop.page")
     html, css = (folder.joinpath(n).read_text() for n in ("index.html", "page.css"))
     script = folder.joinpath("page.js").read_text() + folder.joinpath("chart.js").read_text()
     assert "://" not in html
@@ -676,7 +676,7 @@ def test_what_no_role_has_measured_is_null_for_the_page_and_a_dash_in_the_termin
 
 
 def test_a_pipe_gets_a_line_now_and_then(running: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commands.loop.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
+    monkeypatch.setattr("millrace.commands.loop.view.LINE_SECONDS", math.inf)  # however long fifty ticks take here
     out = io.StringIO()
     with View(lambda: running, Console(file=out, highlight=False, soft_wrap=True)) as view:
         for _ in range(50):

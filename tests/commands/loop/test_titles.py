@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.loop.titles import titles
+from millrace.commands.loop.titles import titles
 from millrace.contracts.events import Id, Item, ItemChange, change_key, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import ITEMS

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.proofs.auditreport import report_of, verdict_of
-from commands.proofs.auditrun import audit_log
-from commands.proofs.leak_audit import Audit, Witness, audit, unlike_rows
-from commands.replay import logfeatures, sidebyside
-from commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
-from commands.replay.replayrun import run_log
 from millrace.basics.errors import LeakError
+from millrace.commands.proofs.auditreport import report_of, verdict_of
+from millrace.commands.proofs.auditrun import audit_log
+from millrace.commands.proofs.leak_audit import Audit, Witness, audit, unlike_rows
+from millrace.commands.replay import logfeatures, sidebyside
+from millrace.commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import TS, LogTable, log_joins, read_log
 from millrace.windows.features import FeatureBuilder

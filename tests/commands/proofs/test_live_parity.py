@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.proofs import parity
-from commands.proofs.archived import read_archive
-from commands.proofs.parity import progressive, replayed, verify_parity
-from commands.proofs.parityreport import MOST_GAP
-from commands.replay.logsamples import LabelSettings
-from commands.replay.replayrun import run_log
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
 from millrace.basics.clustered import gap
 from millrace.basics.errors import LogError, ParityError
+from millrace.commands.proofs import parity
+from millrace.commands.proofs.archived import read_archive
+from millrace.commands.proofs.parity import progressive, replayed, verify_parity
+from millrace.commands.proofs.parityreport import MOST_GAP
+from millrace.commands.replay.logsamples import LabelSettings
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.events import Item, PageLog, to_json, to_msgpack
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.contracts.settings import Settings

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from commands.proofs import past_page as module
-from commands.proofs.past_page import past_page, print_page
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import LogError
+from millrace.commands.proofs import past_page as module
+from millrace.commands.proofs.past_page import past_page, print_page
 from millrace.contracts.events import PageLog, to_msgpack
 from millrace.contracts.settings import Settings
 from millrace.versions.modelstore import ModelStore, Place

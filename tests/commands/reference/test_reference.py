@@ -16,16 +16,16 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
-from commands.cli import clidata
-from commands.cli.cli import app
-from commands.reference import commandpage as commands
-from commands.reference import message_pages, settings_page
-from commands.reference.dead_letters import DeadLetterReport
-from commands.reference.examples import EXAMPLES
-from commands.reference.made_pages import pages, write
-from commands.reference.message_pages import CHANNELS, KINDS, MEANS
-from commands.up.data_folder import locked
 from millrace.basics.errors import EXIT_CODES, SettingError
+from millrace.commands.cli import clidata
+from millrace.commands.cli.cli import app
+from millrace.commands.reference import commandpage as commands
+from millrace.commands.reference import message_pages, settings_page
+from millrace.commands.reference.dead_letters import DeadLetterReport
+from millrace.commands.reference.examples import EXAMPLES
+from millrace.commands.reference.made_pages import pages, write
+from millrace.commands.reference.message_pages import CHANNELS, KINDS, MEANS
+from millrace.commands.up.data_folder import locked
 from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import BadEventError, DeadLetter, dead_letter_bytes, decode_dead_letter, decode_event
 from millrace.contracts.profile_reader import Intake

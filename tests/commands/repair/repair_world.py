@@ -8,7 +8,6 @@ from typing import Any, Never
 
 import numpy as np
 
-from commands.repair.without import Without
 from learner.evaluation.progressive import Progressive
 from learner.gate.quarantine import Quarantine
 from learner.promotion.promotion import Promotion
@@ -21,6 +20,7 @@ from learner.training.learner_versions import FoundSnapshot, Progress, SnapshotF
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import Store
+from millrace.commands.repair.without import Without
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Act, Decision, Learnt
 from millrace.versions.modelstore import Announcement, ModelStore

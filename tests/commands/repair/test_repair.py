@@ -16,16 +16,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
-from commands.cli.cli import app
-from commands.repair import bisection, halving, repairrun
-from commands.repair.bisection import Bisection
-from commands.repair.judge import members_of, rows_until
-from commands.repair.lineage import Lineage, check_one_model, lineage
-from commands.repair.relearning import Repaired, begin, keep, repair
-from commands.repair.repairrun import Scene
-from commands.repair.standout import Tally, standouts
-from commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
-from commands.up.data_folder import locked, say_where
 from learner.custom import ownclass
 from learner.evaluation.progressive import Progressive
 from learner.gate.heldout import Heldout
@@ -39,6 +29,16 @@ from learner.tables import admission
 from learner.training.learner_versions import newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
+from millrace.commands.cli.cli import app
+from millrace.commands.repair import bisection, halving, repairrun
+from millrace.commands.repair.bisection import Bisection
+from millrace.commands.repair.judge import members_of, rows_until
+from millrace.commands.repair.lineage import Lineage, check_one_model, lineage
+from millrace.commands.repair.relearning import Repaired, begin, keep, repair
+from millrace.commands.repair.repairrun import Scene
+from millrace.commands.repair.standout import Tally, standouts
+from millrace.commands.repair.without import Without, arms_of, ids_of, interval_of, moment, shown, time_of
+from millrace.commands.up.data_folder import locked, say_where
 from millrace.contracts.samples import CORRECTION, SampleBatch
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
@@ -561,7 +561,9 @@ def test_where_nothing_was_learnt_since_no_sample_is_read(folder: Path, monkeypa
 
 def test_a_run_that_was_killed_names_no_broker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, asked = folder / "data", list[str]()
-    monkeypatch.setattr("commands.repair.repairrun.run_bisect", lambda settings, *_: asked.append(settings.kafka))
+    monkeypatch.setattr(
+        "millrace.commands.repair.repairrun.run_bisect", lambda settings, *_: asked.append(settings.kafka)
+    )
     say_where(data, {"kafka": "127.0.0.1:1"})  # as a killed run leaves it
     with pytest.raises(SettingError, match="no Kafka address is set, and no 'millrace up' is ready on"):
         command("model", "bisect", "--since", "1h", "--data", data)

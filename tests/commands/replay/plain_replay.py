@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.replay.grouped import GroupedRows, Score
-from commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
-from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
-from commands.replay.sent_again import with_pages_again
 from learner.ranker.within_page import taught_by_page
+from millrace.commands.replay.grouped import GroupedRows, Score
+from millrace.commands.replay.logfeatures import CHUNK_ROWS, Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
+from millrace.commands.replay.sent_again import with_pages_again
 from millrace.contracts.samples import NEGATIVE, PAGE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import LogTable
@@ -128,7 +128,7 @@ def run_plain(
     how: LabelSettings,
     observer: ReplayObserver | None = None,
 ) -> NDArray[np.float32]:
-    """As :func:`commands.replay.replayrun.run_log`, to the bit."""
+    """As :func:`millrace.commands.replay.replayrun.run_log`, to the bit."""
     rows = LogRows(log, schema)
     labels = Labels(log, schema, rows)
     features = LogFeatures(rows, labels, schema, () if groups is None else groups.cuts)

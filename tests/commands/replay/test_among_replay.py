@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from commands.replay.grouped import GroupedRows
-from commands.replay.stretches import AT_ONCE, Stretches
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.stretches import AT_ONCE, Stretches
 from millrace.contracts.schema import parse_schema
 from millrace.logs import LogTable, read_log
 
@@ -96,7 +96,7 @@ def test_no_page_is_cut_in_two(tmp_path: Path, apart_ms: int, rows_at_once: int)
 
 def test_frozen_rows_are_compared_as_the_page_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most pages have rows of several times, so the day's rows are scored by windows of its beginning, some at once."""
-    monkeypatch.setattr("commands.replay.grouped._SCORED_AT_ONCE", 5)
+    monkeypatch.setattr("millrace.commands.replay.grouped._SCORED_AT_ONCE", 5)
     log = log_of(tmp_path, MINUTE)
     groups = GroupedRows(log, SCHEMA)
     made = Stretches(log, SCHEMA, AT_ONCE, groups.cuts)

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.kept import KeptReplay
-from commands.replay.replayrun import replay
 from learner.ranker.model import OnlineModel
+from millrace.commands.replay.kept import KeptReplay
+from millrace.commands.replay.replayrun import replay
 from millrace.contracts.schema import load_schema
 from millrace.logs.importing import import_log
 from millrace.versions.modelstore import ModelStore
@@ -51,7 +51,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     left = [5]
     plain_learn, plain_write, plain_note = OnlineModel.learn, ModelStore.write_part, ModelStore.write_manifest
     plain_look, plain_init = KeptReplay.look, KeptReplay.__init__
-    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
+    monkeypatch.setattr("millrace.commands.replay.kept.EVERY_S", 0.0)
 
     def dies(when: str) -> None:
         if when == stage and learnt[-1] >= left[0]:
@@ -104,7 +104,7 @@ def test_another_replay_begins_at_the_beginning(tmp_path: Path, monkeypatch: pyt
     log, schema = imported(tmp_path, SCHEMA)
     other = run(log, schema, tmp_path / "other", seed=5)
     plain_look = KeptReplay.look
-    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
+    monkeypatch.setattr("millrace.commands.replay.kept.EVERY_S", 0.0)
 
     def look(self: KeptReplay, steps: int) -> None:
         plain_look(self, steps)
@@ -121,7 +121,7 @@ def test_another_replay_begins_at_the_beginning(tmp_path: Path, monkeypatch: pyt
 def test_what_is_damaged_begins_at_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, schema = imported(tmp_path, SCHEMA)
     whole = run(log, schema, tmp_path / "whole")
-    monkeypatch.setattr("commands.replay.kept.EVERY_S", 0.0)
+    monkeypatch.setattr("millrace.commands.replay.kept.EVERY_S", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(KeptReplay, "remove", lambda self: None)
         run(log, schema, tmp_path / "out")
@@ -133,5 +133,5 @@ def test_what_is_damaged_begins_at_the_beginning(tmp_path: Path, monkeypatch: py
 
 def test_a_log_that_is_no_import_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, schema = imported(tmp_path, SCHEMA)
-    monkeypatch.setattr("commands.replay.replayrun.KeptReplay", None)  # nobody makes one
+    monkeypatch.setattr("millrace.commands.replay.replayrun.KeptReplay", None)  # nobody makes one
     run(tmp_path / "log.parquet", schema, tmp_path / "out")

@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.proofs.leak_audit import audit
-from commands.replay import logfeatures
-from commands.replay.grouped import GroupedRows
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
-from commands.replay.outcomefigures import OutcomeScores
-from commands.replay.replayrun import replay, run_log
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import LogError, SchemaError
 from millrace.basics.hashing import combine
 from millrace.basics.ranking_metrics import auc, calibration, log_loss
+from millrace.commands.proofs.leak_audit import audit
+from millrace.commands.replay import logfeatures
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples, LabelSettings, ReplayModel, ReplayObserver
+from millrace.commands.replay.outcomefigures import OutcomeScores
+from millrace.commands.replay.replayrun import replay, run_log
 from millrace.contracts.samples import CORRECTION, NEGATIVE, OUTCOME, POSITIVE
 from millrace.contracts.samples import POLICIES as POLICIES_BY_CODE
 from millrace.contracts.schema import Schema, parse_schema

@@ -16,16 +16,16 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from commands.cli import cli
-from commands.replay.grouped import GroupedRows
-from commands.replay.logfeatures import LogRows
-from commands.replay.logsamples import LabelSettings
-from commands.replay.replayreport import make_report
-from commands.replay.replayrun import replay, run_log
-from commands.replay.stretches import Stretches
 from learner.ranker.model import OnlineModel
 from millrace.basics.errors import SettingError
 from millrace.basics.ranking_metrics import auc, within
+from millrace.commands.cli import cli
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.logfeatures import LogRows
+from millrace.commands.replay.logsamples import LabelSettings
+from millrace.commands.replay.replayreport import make_report
+from millrace.commands.replay.replayrun import replay, run_log
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log

@@ -15,17 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
-from commands.replay.logfeatures import LogRows
-from commands.replay.logsamples import KnownSamples, LabelSettings, _promises
-from commands.replay.replayrun import run_log
-from commands.replay.sidebyside import Runner, StepQueue, Timing
-from commands.replay.steps import Step, WaitingBlocks, WaitingRows, steps
-from commands.replay.stretches import Stretches
 from learner.network.dense import threads
 from learner.ranker.frozen_scores import Still
 from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc, group_ranks, log_loss, log_losses, within
+from millrace.commands.replay.grouped import GroupedRows, day_codes, joint, page_codes
+from millrace.commands.replay.logfeatures import LogRows
+from millrace.commands.replay.logsamples import KnownSamples, LabelSettings, _promises
+from millrace.commands.replay.replayrun import run_log
+from millrace.commands.replay.sidebyside import Runner, StepQueue, Timing
+from millrace.commands.replay.steps import Step, WaitingBlocks, WaitingRows, steps
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.labels import REGISTRY, Traffic, Waits, policy_named

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.grouped import GroupedRows
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.replayreport import Baseline, make_report, verdict_of
-from commands.replay.replayrun import replay, run_log
-from commands.replay.stretches import Stretches
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc, within
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.replayreport import Baseline, make_report, verdict_of
+from millrace.commands.replay.replayrun import replay, run_log
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import LogTable, read_log
 from simulator.daylog import write_days

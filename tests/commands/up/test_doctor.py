@@ -14,10 +14,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands.up import findings, probes
-from commands.up.data_folder import SchemaNote, say_where
-from commands.up.doctor import doctor, examine
-from commands.up.findings import Finding
 from learner.evaluation.served_scores import ServedExposures
 from learner.evaluation.traffic_segments import Segments
 from learner.gate.heldout import Heldout
@@ -25,6 +21,10 @@ from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
 from learner.training.rowcache import MOST_BYTES, RowCache
 from millrace.basics.errors import SnapshotError
+from millrace.commands.up import findings, probes
+from millrace.commands.up.data_folder import SchemaNote, say_where
+from millrace.commands.up.doctor import doctor, examine
+from millrace.commands.up.findings import Finding
 from millrace.contracts.clock import EventClock
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
@@ -59,7 +59,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in Settings.__struct_fields__:
         monkeypatch.delenv(f"MILLRACE_{name.upper()}", raising=False)
-    monkeypatch.setattr("commands.up.doctor.check", lambda *_: None)
+    monkeypatch.setattr("millrace.commands.up.doctor.check", lambda *_: None)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import millrace as mr
-from commands.up.data_folder import ADDRESSES, in_use
 from millrace.basics.errors import SchemaError, ServiceError
+from millrace.commands.up.data_folder import ADDRESSES, in_use
 from millrace.contracts.schema import parse_schema
 from millrace_client import Unavailable
 from tests.scenes.demo_process import PATIENT, born, descendants

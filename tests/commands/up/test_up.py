@@ -19,8 +19,8 @@ from starlette.requests import Request as PageRequest
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from commands.loop.monitor import RoleMetrics, fetch
-from commands.up.started import Started
+from millrace.commands.loop.monitor import RoleMetrics, fetch
+from millrace.commands.up.started import Started
 from millrace.versions.modelstore import ModelStore
 from tests.scenes.app_server import served
 from tests.scenes.browser import CHROMIUM, Browser, browser

@@ -17,21 +17,21 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from commands.cli import cliconfig
-from commands.loop import host as hosts
-from commands.loop.host import works
-from commands.loop.monitor import Monitor, Picture
-from commands.loop.page import PageServer
-from commands.loop.series import Series
-from commands.loop.status import RunStatus, state_of
-from commands.loop.view import line_of, table_of
-from commands.up import data_folder as folders
-from commands.up import upwords
-from commands.up.doctor import examine
-from commands.up.ports import Ports, check, choose, url
-from commands.up.running import running, status_lines
-from commands.up.uprun import ROLES, Up, UpOptions, prepared, up
 from millrace.basics.errors import PortError, ServiceError, SettingError
+from millrace.commands.cli import cliconfig
+from millrace.commands.loop import host as hosts
+from millrace.commands.loop.host import works
+from millrace.commands.loop.monitor import Monitor, Picture
+from millrace.commands.loop.page import PageServer
+from millrace.commands.loop.series import Series
+from millrace.commands.loop.status import RunStatus, state_of
+from millrace.commands.loop.view import line_of, table_of
+from millrace.commands.up import data_folder as folders
+from millrace.commands.up import upwords
+from millrace.commands.up.doctor import examine
+from millrace.commands.up.ports import Ports, check, choose, url
+from millrace.commands.up.running import running, status_lines
+from millrace.commands.up.uprun import ROLES, Up, UpOptions, prepared, up
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import load_schema, parse_schema, shop_schema
@@ -483,7 +483,7 @@ def properties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MILLRACE_KAFKA", "127.0.0.1:1")
     monkeypatch.setenv("MILLRACE_KAFKA_CLIENT", str(path))
     monkeypatch.setenv("MILLRACE_REDIS", f"rediss://ann:{SECRET}@127.0.0.1:1?ssl_ca_certs=/gone.pem")
-    monkeypatch.setattr("commands.up.doctor.check", lambda *_: None)
+    monkeypatch.setattr("millrace.commands.up.doctor.check", lambda *_: None)
     return path
 
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from commands.loop.signals import AtOnce
 from learner.custom import ownclass
 from learner.custom.adapters.torchmodule import TorchModel
 from learner.custom.own import OwnModel
@@ -34,6 +33,7 @@ from learner.training.learner_versions import Last, Progress, Versions
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
 from millrace.basics.ranking_metrics import auc
+from millrace.commands.loop.signals import AtOnce
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from commands.cli import climodel
-from commands.up.uprun import UpOptions
 from learner.evaluation.versus import versus
 from learner.ranker.interfaces import Learning
 from learner.role import learnloop, service
@@ -26,6 +24,8 @@ from learner.role.learnloop import LearnPace
 from learner.role.model_factory import model_of, wanted_spec
 from learner.training.learner_versions import Progress, Versions, adopted, asked, newest_valid, write_root
 from millrace.basics.errors import FencedError, SettingError, SnapshotError
+from millrace.commands.cli import climodel
+from millrace.commands.up.uprun import UpOptions
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.settings import Settings, load_settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES, TOPICS

@@ -18,8 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from commands.replay.logsamples import LabelSettings
-from commands.replay.replayrun import BATCH_ROWS, run_log
 from learner.network import bfloat16, elementwise
 from learner.network.backward import Workspace, written_pass
 from learner.network.dense import threads
@@ -44,6 +42,8 @@ from learner.serving.staging import ModelWriter
 from learner.tables import attention
 from millrace.basics.errors import SnapshotError
 from millrace.basics.ranking_metrics import auc
+from millrace.commands.replay.logsamples import LabelSettings
+from millrace.commands.replay.replayrun import BATCH_ROWS, run_log
 from millrace.contracts.logforms import OutcomeRule
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, load_schema

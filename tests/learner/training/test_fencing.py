@@ -13,7 +13,6 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from commands.cli import cli, climodel
 from learner.role import learnloop, service, topicoutput
 from learner.role.learnloop import LearnPace
 from learner.training import learner_claim
@@ -22,6 +21,7 @@ from learner.training.learner_versions import SnapshotFiles
 from learner.training.publisher import Publisher
 from millrace.basics.errors import FENCED_STATUS, FencedError, ServiceError, StoreError
 from millrace.basics.store import Store
+from millrace.commands.cli import cli, climodel
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS
 from millrace.processes.deltas import read_deltas

@@ -198,7 +198,7 @@ def test_a_role_that_is_refused_at_its_start_ends_in_one_line(
     settings = named("scram", **changed)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MILLRACE_")}
     own = {**settings.environment(), "MILLRACE_DATA": str(tmp_path / "data"), "MILLRACE_METRICS_PORT": "0"}
-    argv = [sys.executable, "-m", "commands", "run", "archive"]
+    argv = [sys.executable, "-m", "millrace", "run", "archive"]
     done = subprocess.run(argv, env={**clean, **own}, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1, done
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if cause in line]

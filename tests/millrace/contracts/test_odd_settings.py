@@ -18,7 +18,7 @@ import tomli_w
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from commands.cli.cliconfig import check, show
+from millrace.commands.cli.cliconfig import check, show
 from millrace.contracts.schema import parse_schema
 from millrace.contracts.settings import SECTIONS, Settings, load_settings, read_settings, variable
 from millrace.labels.policy import Waits

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.reference.settings_page import template
 from millrace.basics.errors import SettingError
+from millrace.commands.reference.settings_page import template
 from millrace.contracts.settings import (
     FILE,
     SECTIONS,
@@ -145,7 +145,7 @@ def test_no_text_of_the_code_names_a_setting_that_there_is_not() -> None:
     known = own | {variable(name) for name in Settings.__struct_fields__}
     named = {
         (path.relative_to(ROOT).as_posix(), name)
-        for top in ("millrace", "commands", "stream", "learner", "scorer", "simulator", "client", "deploy", "docs")
+        for top in ("millrace", "stream", "learner", "scorer", "simulator", "client", "deploy", "docs")
         for path in (ROOT / top).rglob("*")
         if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml"} and "lab" not in path.parts
         for name in re.findall(r"MILLRACE_[A-Z_]*[A-Z]", path.read_text())

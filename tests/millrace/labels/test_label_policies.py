@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from commands.history.logevents import LogEvents
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import KnownSamples
 from learner.network.models.delays import ENOUGH, PRIOR, Delays
 from learner.ranker.model import OnlineModel
 from learner.training.evolve import evolve
 from millrace.basics.errors import SettingError
+from millrace.commands.history.logevents import LogEvents
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.schema import load_schema

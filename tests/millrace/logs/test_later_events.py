@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands.replay.logfeatures import LabelRows, Labels, LogRows
-from commands.replay.logsamples import KnownSamples
-from commands.replay.sent_again import clicked_in_time
 from millrace.basics.errors import LogError, SchemaError
+from millrace.commands.replay.logfeatures import LabelRows, Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples
+from millrace.commands.replay.sent_again import clicked_in_time
 from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE
 from millrace.contracts.schema import load_schema, parse_schema
 from millrace.labels import REGISTRY, LabelPolicy

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.replay.grouped import page_codes
 from millrace.basics.errors import LogError, SchemaError
+from millrace.commands.replay.grouped import page_codes
 from millrace.contracts.schema import parse_schema
 from millrace.logs import LogFaults, LogTable, read_log
 from tests.scenes.exploring import examples

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from tenacity import AsyncRetrying, Retrying
 
-from commands.cli import cli, cliroles
-from commands.loop.monitor import fetch
 from millrace.basics.errors import PortError
+from millrace.commands.cli import cli, cliroles
+from millrace.commands.loop.monitor import fetch
 from millrace.contracts.dead_letter_reasons import REASONS, WARNINGS
 from millrace.contracts.events import DeadLetter, Item, User
 from millrace.contracts.profile_warnings import SECONDS_MS, ProfileChecks
@@ -43,7 +43,7 @@ PROGRAM = """
 import os, signal, sys, time
 import structlog
 from prometheus_client import Counter
-from commands.cli import cli
+from millrace.commands.cli import cli
 from millrace.contracts.settings import Settings
 from millrace.processes.role import run_role
 
@@ -127,7 +127,7 @@ def test_the_second_signal_ends_a_role_at_once(tmp_path: Path) -> None:
 def test_every_role_is_a_command_and_the_supervisor_starts_that() -> None:
     for name in ROLES:
         assert callable(cli.app["run"][name].default_command)
-        assert role_argv(name) == [sys.executable, "-P", "-m", "commands", "run", name]
+        assert role_argv(name) == [sys.executable, "-P", "-m", "millrace", "run", name]
 
 
 @pytest.fixture

@@ -300,7 +300,7 @@ def test_a_host_or_an_origin_that_is_none_is_a_mistake_in_one_line(name: str, va
 
 def test_every_http_listener_is_behind_the_gate() -> None:
     """But that of the stand-in, which says the same to everybody (scorer/worker/door.py), and of /metrics."""
-    rooms = ("millrace", "simulator", "stream", "learner", "scorer", "commands")
+    rooms = ("millrace", "simulator", "stream", "learner", "scorer")
     text = {path: path.read_text() for room in rooms for path in (ROOT / room).rglob("*.py")}
     starts = re.compile(r"uvicorn\.Config\(|import .*\bHttpServer\b.*\bconfig\b|import config$", re.M)
     listening = {path.name for path, code in text.items() if starts.search(code)}

@@ -14,9 +14,9 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
-from commands.cli import clidev
-from commands.loop.monitor import fetch
 from millrace.basics.errors import BrokerError
+from millrace.commands.cli import clidev
+from millrace.commands.loop.monitor import fetch
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, TOPICS, TRUTH
 from millrace.processes.kafka import (
@@ -84,7 +84,7 @@ def test_roles_started_before_any_topic_is_there_work(broker: str, tmp_path: Pat
                     port=free_port(),
                     metrics_port=port,
                 )
-                argv = [sys.executable, "-m", "commands", "run", command]
+                argv = [sys.executable, "-m", "millrace", "run", command]
                 clean = {k: v for k, v in os.environ.items() if not k.startswith("MILLRACE_")}
                 children.append(spawn(argv, clean | settings.environment(), tmp_path / f"{command}.log"))
                 urls[command] = f"http://127.0.0.1:{port}/metrics"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram, generate_latest
 
-from commands.loop.stage_times import quantile_ms
 from millrace.basics.arrays import ArraySpec, lay, specs_of, view
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import Sealed
+from millrace.commands.loop.stage_times import quantile_ms
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, POSITIVE
 from millrace.processes.tally import TimesHistogram
 from millrace.versions import packing

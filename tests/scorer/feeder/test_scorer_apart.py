@@ -36,7 +36,7 @@ class Learner:
         own = msgspec.structs.replace(settings, data=str(folder), metrics_port=0)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "commands", "run", "learn"],
+                [sys.executable, "-m", "millrace", "run", "learn"],
                 env=Scorer.environment_of(own),
                 stderr=log,
                 stdout=log,

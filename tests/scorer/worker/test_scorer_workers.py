@@ -317,7 +317,7 @@ def test_a_template_that_cannot_work_ends_the_role_in_one_line(tmp_path: Path) -
     bad.write_text("[")
     settings = Settings(kafka="127.0.0.1:1", redis="127.0.0.1:1", data=str(tmp_path), schema=str(bad), port=free_port())
     ended = subprocess.run(
-        [sys.executable, "-m", "commands", "run", "serve"],
+        [sys.executable, "-m", "millrace", "run", "serve"],
         env=Scorer.environment_of(settings),
         capture_output=True,
         text=True,

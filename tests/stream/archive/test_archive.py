@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
 
-from commands.history.logevents import LogEvents
-from commands.judge.judgerun import judge
-from commands.replay.grouped import GroupedRows
-from commands.replay.logfeatures import Labels, LogRows
-from commands.replay.logsamples import KnownSamples
-from commands.replay.replayrun import replay
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import kafka_partition, value_hash
+from millrace.commands.history.logevents import LogEvents
+from millrace.commands.judge.judgerun import judge
+from millrace.commands.replay.grouped import GroupedRows
+from millrace.commands.replay.logfeatures import Labels, LogRows
+from millrace.commands.replay.logsamples import KnownSamples
+from millrace.commands.replay.replayrun import replay
 from millrace.contracts.events import ACTIONS, BadEventError, Click, PageLog, decode_event, key_of, to_msgpack
 from millrace.contracts.page_logs import page_log_bytes
 from millrace.contracts.pagepack import Rates

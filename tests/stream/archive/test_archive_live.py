@@ -32,7 +32,7 @@ pytestmark = [
 def start(settings: Settings, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "commands", "run", "archive"],
+            [sys.executable, "-m", "millrace", "run", "archive"],
             env={**os.environ, **settings.environment(), "MILLRACE_METRICS_PORT": "0"},
             stderr=out,
             stdout=out,

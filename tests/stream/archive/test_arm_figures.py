@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands.judge.arms import Exposures, estimate, users_of
 from millrace.basics.errors import SettingError
+from millrace.commands.judge.arms import Exposures, estimate, users_of
 from millrace.contracts.events import Order, Purchase, Refund
 from millrace.contracts.schema import parse_schema
 from millrace.evidence.sequences import band, difference, error_each, mean_of, ratio

@@ -87,7 +87,7 @@ class Stream:
     def start(self) -> None:
         environment = {**os.environ, **self._settings.environment()}
         self._before = self._checkpoints()
-        self._child = spawn([sys.executable, "-m", "commands", "run", "stream"], environment, self._log)
+        self._child = spawn([sys.executable, "-m", "millrace", "run", "stream"], environment, self._log)
 
     def has_worked(self) -> bool:
         """Whether it has written a checkpoint since it was started."""

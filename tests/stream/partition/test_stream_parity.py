@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.replay.logfeatures import LogRows, unfit
-from commands.replay.stretches import Stretches
+from millrace.commands.replay.logfeatures import LogRows, unfit
+from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.events import Item, PageLog, to_msgpack
 from millrace.contracts.itemtiles import pack
 from millrace.contracts.online_layout import window_fields

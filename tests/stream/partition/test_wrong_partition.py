@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import DefaultPartitioner
 from kafka.partitioner.default import murmur2 as theirs
 
-from commands.demo.conservation import Ledger
 from millrace.basics.hashing import kafka_partition, murmur2
+from millrace.commands.demo.conservation import Ledger
 from millrace.contracts.events import User, dead_letter_bytes, key_of, to_json
 from millrace.contracts.samples import NEGATIVE, POSITIVE
 from stream.partition import decoder as module

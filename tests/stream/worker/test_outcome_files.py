@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from commands.replay.replayrun import run_log
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.store import Store
+from millrace.commands.replay.replayrun import run_log
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import shop_schema
 from millrace.logs.exposures import read_log
