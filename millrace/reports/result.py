@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from millrace.basics.arrow_rows import ArrowRows
-from millrace.basics.errors import SettingError
+from millrace.basics.errors import MillraceError, SettingError
 from millrace.reports.page import STYLE, body_of, png_of, write_all
 from millrace.reports.plots import Plot
 
@@ -54,6 +54,7 @@ class Result(Mapping[str, Any]):
     ) -> None:
         self.report, self.run, self.title = report, run, title
         self._draw, self._say = plots, say
+        self.error: MillraceError | None = None  # what ends the command, once all is printed
         self._folder: Path | None = None
 
     @cached_property

@@ -87,13 +87,14 @@ def emit(result: Any, lines: Iterable[str], json: bool) -> None:
 
 def report(json: bool, run: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     """Runs what prints its result itself, or gives a :class:`~millrace.reports.result.Result`. For ``json`` what is for
-    people goes to standard error, and what it returns is printed."""
+    people goes to standard error, and what it returns is printed. Then the error of the result is raised, if any."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         result = run(*args, **kwargs)
         if (say := getattr(result, "print", None)) is not None:
             say()
-            result = result.report
-    emit(result, [], json)
+    emit(getattr(result, "report", result), [], json)
+    if (error := getattr(result, "error", None)) is not None:
+        raise error
 
 
 def when(ms: int) -> str:

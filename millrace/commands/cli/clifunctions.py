@@ -23,6 +23,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "replay": WITH_MODEL,
     "freshness": ON_LOGS,
     "delays": WITH_MODEL,
+    "audit": WITH_MODEL | {"out": Out | None},
     "judge": {"out": Out},
 }
 """By function: flags that say the same in many commands."""
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Callable[..., None]:
 
 def command_of(function: Callable[..., Any], flags: dict[str, Any]) -> Callable[..., None]:
     """A command that calls a function and prints its result. The first parameter is an argument, others are flags, and
-    the folder ``out`` is required."""
+    the folder :data:`Out` is required."""
 
     def command(*args: Any, json: Json = False, **given: Any) -> None:
         report(json, function, *args, **given)
@@ -48,7 +49,7 @@ def command_of(function: Callable[..., Any], flags: dict[str, Any]) -> Callable[
     for name, one in inspect.signature(function).parameters.items():
         if name not in LEFT_OUT:
             kind = Parameter.KEYWORD_ONLY if taken else one.kind
-            default = Parameter.empty if name == "out" else one.default
+            default = Parameter.empty if flags.get(name) is Out else one.default
             taken.append(Parameter(name, kind, default=default, annotation=flags.get(name) or _of_text(hints[name])))
     taken.append(inspect.signature(command).parameters["json"])
     command.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]

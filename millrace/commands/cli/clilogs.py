@@ -7,25 +7,13 @@ Each command imports what it needs itself, so that ``--help`` and short commands
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 
 from millrace.basics.errors import SettingError
-from millrace.commands.cli.cliflags import (
-    Json,
-    Labels,
-    Log,
-    Model,
-    Out,
-    SchemaFile,
-    Seed,
-    SkipBad,
-    absolute,
-    emit,
-    report,
-)
+from millrace.commands.cli.cliflags import Json, Labels, Log, Model, SchemaFile, Seed, SkipBad, absolute, emit, report
 from millrace.contracts.settings import load_settings
 
 app = cyclopts.App(
@@ -38,34 +26,9 @@ for _name, _help in {
     "freshness": "Say what freshness is worth on a log: models that learn every minute, hour, day or never, and live"
     " features.",
     "delays": "Say how late a log's labels come, and what each attribution window and label policy would cost or gain.",
+    "audit": "Look for leaks in a replay: alter all that comes after random times, and name what differs before them.",
 }.items():
     app.command(f"millrace.commands.cli.clifunctions:{_name}", name=_name, help=_help)
-
-
-@app.command
-def audit(
-    log: Log,
-    *,
-    schema: SchemaFile,
-    out: Out | None = None,
-    seed: Seed = 0,
-    model: Model = None,
-    label_policy: Labels = None,
-    skip_bad: SkipBad = False,
-    json: Json = False,
-) -> None:
-    """Look for leaks in a replay: alter all that comes after random times, and name what differs before them."""
-    from millrace.commands.proofs.auditreport import report_of
-    from millrace.commands.proofs.auditrun import audit_log
-    from millrace.commands.replay.replayrun import labels_of
-
-    labels, settings = labels_of(label_policy)
-    spec = settings.spec() | ({"model": model} if model else {})
-
-    def run() -> dict[str, Any]:
-        return report_of(audit_log(log, schema, out, spec=spec, seed=seed, labels=labels, skip_bad=skip_bad))
-
-    report(json, run)
 
 
 @app.command

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.errors import LeakError
 from millrace.commands.proofs.leak_audit import LABEL, Audit, Leak
 from millrace.contracts.samples import KIND_NAMES
-from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, lines_canvas, say, show, write_all
+from millrace.reports import MAIN, QUIET, SECOND, Plot, canvas, lines_canvas, say, show
 
 _BARS = 120
 _NAMED = 20  # leaks that are drawn
@@ -49,21 +49,29 @@ def report_of(found: Audit) -> dict[str, Any]:
     }
 
 
-def write_audit(out: Path, found: Audit, ts_ms: NDArray[np.int64], run: Mapping[str, Any], log: str) -> None:
-    """Writes report.json, run.json, report.html and the plots to ``out``. ``ts_ms``: times of the log's exposures,
-    ascending."""
-    plots = [_times_plot(found, ts_ms)]
-    if found.leaks:
-        plots.insert(0, _leaks_plot(found))
-    write_all(out, report_of(found), run, plots, f"Leak audit of {log}")
+def plots_of(found: Audit, ts_ms: NDArray[np.int64]) -> list[Plot]:
+    """``ts_ms``: times of the log's exposures, ascending."""
+    return [*([_leaks_plot(found)] if found.leaks else []), _times_plot(found, ts_ms)]
 
 
-def print_audit(found: Audit) -> None:
-    report = report_of(found)
+def print_report(report: Mapping[str, Any]) -> None:
     show("compared", report["compared"])
-    if found.leaks:
+    if report["leaks"]:
         show("what differs", report["leaks"])
     say(report["verdict"])
+
+
+def error_of(found: Audit) -> LeakError | None:
+    if not found.leaks:
+        return None
+    first = found.leaks[0]
+    names = ", ".join(f"'{leak.name}' ({leak.count:,})" for leak in found.leaks[:8])
+    return LeakError(
+        f"{len(found.leaks)} names differ before a cut: {names}; '{first.name}' first in row {first.row} at "
+        f"{time_text(first.ts_ms)}: {first.value} became {first.altered} when all after {time_text(first.cut_ms)} "
+        "changed",
+        "they use what is not known yet at that time; docs/how-to/trust-a-replay.md says what each name means",
+    )
 
 
 def _row(leak: Leak) -> dict[str, Any]:

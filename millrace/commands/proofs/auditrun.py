@@ -1,5 +1,5 @@
 # shell
-"""``millrace log audit LOG --schema S``: reads the log, audits it, prints what was found."""
+"""``millrace log audit``: replays a log with other futures, and says what saw them."""
 
 from __future__ import annotations
 
@@ -12,87 +12,83 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
-from millrace.basics.errors import LeakError
+from millrace.commands.proofs import leak_audit
 from millrace.commands.proofs.altered import altered_side
-from millrace.commands.proofs.auditreport import print_audit, time_text, write_audit
-from millrace.commands.proofs.leak_audit import Audit, audit
-from millrace.commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
-from millrace.commands.replay.reading import name_of_log, reading
-from millrace.commands.replay.replayrun import BATCH_ROWS, THREADS, run_log
+from millrace.commands.proofs.auditreport import error_of, plots_of, print_report, report_of
+from millrace.commands.replay.logsamples import ReplayModel, ReplayObserver
+from millrace.commands.replay.reading import about, name_of_log, reading, say_decisions
+from millrace.commands.replay.replayrun import BATCH_ROWS, THREADS, labels_of, run_log
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import TS, LogTable
 from millrace.logs.faults import Faults
 from millrace.logs.frames import Frame, Log, log_parts
 from millrace.logs.log_joins import SideTable, beside
 from millrace.reports import make_folder
+from millrace.reports.progress import Took, bars
+from millrace.reports.result import Result
 
 
-def audit_log(
+def audit(
     log: Log,
     schema: Schema | Path | str,
-    out: Path | None,
+    out: Path | str | None = None,
     *,
-    spec: Mapping[str, Any],
     seed: int = 0,
-    labels: LabelSettings,
+    model: str | None = None,
+    label_policy: str | None = None,
     skip_bad: bool = False,
+    spec: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> Audit:
-    """Audits a log; writes report.json, run.json, report.html and plots to ``out``, if it is given.
+) -> Result:
+    """Looks for leaks in a replay: alters all that comes after random times, and names what differs before them.
+
+    A leak is a row of ``result.leaks``; ``result.error`` is then the LeakError that ends the command.
+
+    Args:
+        log, schema, model, label_policy, skip_bad, progress: as of :func:`~millrace.commands.replay.replayrun.replay`.
+        out: a folder for report.json, run.json, report.html and plots.
+        seed: of the model, of the times, and of what is altered.
+        spec: values of the model that differ from the setting's.
 
     Raises:
-        LeakError: something before a time depends on what comes after it. Its text names what.
-        LogError, SchemaError, SettingError: as replay.
+        LogError, SchemaError, SettingError: as of replay.
     """
-    plan, parts = load_schema(schema), log_parts(log)
-    console = Console(stderr=True)
-    if out is not None:
-        make_folder(out, "report.json")
+    took = Took()
+    plan, parts, folder = load_schema(schema), log_parts(log), None if out is None else Path(out)
+    labels, settings = labels_of(label_policy)
+    wanted = settings.spec() | dict(spec or {}) | ({"model": model} if model else {})
+    if folder is not None:
+        make_folder(folder, "report.json")
 
-    def tick(what: str) -> None:
-        if progress:
-            console.print(f"audit: {what}", highlight=False)
-
-    def run(table: LogTable, model: ReplayModel, observer: ReplayObserver) -> object:
+    def run_once(table: LogTable, one: ReplayModel, observer: ReplayObserver) -> object:
         outcomes = getattr(observer, "outcomes", None)
-        return run_log(table, plan, model, BATCH_ROWS, lambda _: None, None, labels, observer, outcomes=outcomes)
+        return run_log(table, plan, one, BATCH_ROWS, lambda _: None, None, labels, observer, outcomes=outcomes)
 
-    with ExitStack() as stack:
-        stack.enter_context(threads(THREADS))
-        table = stack.enter_context(reading(parts, plan, out, skip_bad, say=progress))
+    with threads(THREADS), ExitStack() as stack:
+        table = stack.enter_context(reading(parts, plan, folder, skip_bad, say=False))
         altered = None
         if any(join.at is not None for join in plan.join):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
-            altered = side_tables_altered(parts, plan, folder, out, skip_bad)
-        found = audit(table, plan, lambda: model_of(plan, spec, seed), run, seed=seed, another=altered, tick=tick)
-        ts_ms = table.table[TS].to_numpy().copy()  # of a mapped file, which goes
-    if out is not None:
-        said = {
-            "log": ", ".join(map(str, parts)),
-            "schema": plan.source,
-            "seed": seed,
-            "spec": dict(spec),
-            "label_policy": labels.policy or "immediate",
-        }
-        write_audit(out, found, ts_ms, said, name_of_log(parts))
-    if progress:
-        print_audit(found)
-        if out is not None:
-            console.print(f"report in {out}", highlight=False)
-    if found.leaks:
-        first = found.leaks[0]
-        names = ", ".join(f"'{leak.name}' ({leak.count:,})" for leak in found.leaks[:8])
-        raise LeakError(
-            f"{len(found.leaks)} names differ before a cut: {names}; '{first.name}' first in row {first.row} at "
-            f"{time_text(first.ts_ms)}: {first.value} became {first.altered} when all after {time_text(first.cut_ms)} "
-            "changed",
-            "they use what is not known yet at that time; docs/how-to/trust-a-replay.md says what each name means",
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millrace-audit-")))
+            altered = side_tables_altered(parts, plan, place, folder, skip_bad)
+        tick = stack.enter_context(bars(progress))
+        found = leak_audit.audit(
+            table, plan, lambda: model_of(plan, wanted, seed), run_once, seed=seed, another=altered, tick=tick
         )
-    return found
+    run = about(parts, plan, table) | took.run
+    run |= {"seed": seed, "spec": wanted, "label_policy": labels.policy or "immediate"}
+    report = report_of(found)
+
+    def say_it() -> None:
+        say_decisions(table)
+        print_report(report)
+
+    title = f"Leak audit of {name_of_log(parts)}"
+    result = Result(report, run, title, lambda: plots_of(found, table.table[TS].to_numpy()), say_it)
+    result.error = error_of(found)
+    return result.written(folder)
 
 
 def side_tables_altered(

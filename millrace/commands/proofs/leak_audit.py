@@ -32,6 +32,7 @@ from millrace.commands.replay.outcomefigures import OutcomeScores
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.logs import TS, LogTable
+from millrace.reports.lines import Tick
 
 Run = Callable[[LogTable, ReplayModel, ReplayObserver], object]
 """Runs a log through a model, and tells an observer."""
@@ -156,7 +157,7 @@ def audit(
     *,
     seed: int = 0,
     another: Callable[[int, int], AbstractContextManager[LogTable]] | None = None,
-    tick: Callable[[str], None] = lambda _: None,
+    tick: Tick = lambda what, done, of: None,
 ) -> Audit:
     """Runs the log, then again for each of some random times with another future.
 
@@ -170,7 +171,6 @@ def audit(
     n, layout = len(ts), schema.layout
     rng = np.random.default_rng(seed)
     found = Audit(n)
-    tick("the log as it is")
 
     def witness(of: ReplayModel) -> Witness:
         return Witness(n, layout.F + layout.N, seed, OutcomeScores.of(schema, of, n))
@@ -183,8 +183,9 @@ def audit(
     first_ms = min(max(1, len(times) // 10), len(times) - 1)  # something is before it, if the log has two times
     inner = times[first_ms : max(first_ms + 1, len(times) * 9 // 10)]
     differences: list[tuple[int, NDArray[np.intp], Values]] = []  # time, rows that differ, their altered values
-    for number, cut_ms in enumerate(np.sort(rng.choice(inner, min(CUTS, len(inner)), replace=False)).tolist()):
-        tick(f"another future, {number + 1} of {min(CUTS, len(inner))}")
+    cuts = np.sort(rng.choice(inner, min(CUTS, len(inner)), replace=False)).tolist()
+    for number, cut_ms in enumerate(cuts):
+        tick("replays", number + 1, len(cuts) + 1)
         with nullcontext(log) if another is None else another(cut_ms, seed + number) as base:
             other, same = altered(base, schema, cut_ms, np.random.default_rng([seed, number]))
         rows = same[: np.searchsorted(ts[same], cut_ms, side="right")]
@@ -194,11 +195,9 @@ def audit(
         figures, differing = _compared(first, second, rows, ts, cut_ms, leaks)
         found.cuts.append(figures)
         if len(differing):
-            tick("naming what differs")
             differences.append((cut_ms, differing[:NAMED_ROWS], Values(differing[:NAMED_ROWS])))
             run(other, _Nobody(), differences[-1][2])
     if differences:
-        tick("naming what differs: the log as it is")
         values = Values(np.concatenate([rows for _, rows, _ in differences]))
         run(log, _Nobody(), values)
         for cut_ms, rows, altered_values in differences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import millrace as mr
 from millrace.basics.errors import LeakError
+from millrace.commands.cli.cli import app
 from millrace.commands.proofs.auditreport import report_of, verdict_of
-from millrace.commands.proofs.auditrun import audit_log
 from millrace.commands.proofs.leak_audit import Audit, Witness, audit, unlike_rows
 from millrace.commands.replay import logfeatures, sidebyside
 from millrace.commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver
@@ -264,29 +266,40 @@ def joined(folder: Path) -> Path:
     return folder / "log.parquet"
 
 
-def audit_file(log: Path) -> Audit:
-    how = LabelSettings("wait", 10_000)
-    return audit_log(log, log.parent / "schema.toml", log.parent / "out", spec={}, labels=how, progress=False)
+def audit_file(log: Path, **how: Any) -> Any:
+    out = log.parent / "out"
+    return mr.audit(log, log.parent / "schema.toml", out, label_policy="wait", progress=False, **how)
 
 
 def test_the_command_reads_side_tables_with_another_future(tmp_path: Path) -> None:
-    assert audit_file(joined(tmp_path)).leaks == []
+    found = audit_file(joined(tmp_path))
+    assert (found["leaks"], found.error) == ([], None)
     assert "No leak: nothing that was known at 3 random times" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_join_that_takes_a_later_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_join_that_takes_a_later_row_is_named_by_function_and_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = log_joins._AsOf.rows
 
     def later(self: Any, left: Any, ts_ms: Any) -> Any:
         return plain(self, left, pa.array(np.asarray(ts_ms) + 12 * HOUR))
 
     monkeypatch.setattr(log_joins._AsOf, "rows", later)
-    with pytest.raises(LeakError, match="'cost'"):
-        audit_file(joined(tmp_path))
-    assert '"name": "cost"' in (tmp_path / "out" / "report.json").read_text()
+    found = audit_file(joined(tmp_path))
+    assert "cost" in pa.table(found.leaks)["name"].to_pylist()
+    assert "Leak: &amp;#x27;cost&amp;#x27;" in found._repr_html_()
+    assert found.plot("leaks").get_xlabel() == "differing values, all times together"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Leak: &#x27;cost&#x27;" in page
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"run.json", "leaks.png", "times.png"}
+    words = ["log", "audit", str(tmp_path / "log.parquet"), "--schema", str(tmp_path / "schema.toml"), "--json"]
+    with pytest.raises(LeakError, match="'cost'") as raised:
+        app([*words, "--label-policy", "wait", "--out", str(tmp_path / "command")], result_action="return_value")
+    assert str(raised.value) == str(found.error)
+    assert json.loads(capsys.readouterr().out) == found.report
+    one, other = (tmp_path / name / "report.json" for name in ("out", "command"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_third_run_names_only_what_differs() -> None:
@@ -535,9 +548,7 @@ def test_a_log_out_of_order_has_no_leak_of_its_own(tmp_path: Path) -> None:
     table = pq.read_table(log)
     late = pa.concat_tables([table.slice(0, 5), table.slice(6), table.slice(5, 1)])
     pq.write_table(late, log, row_group_size=50)
-    how = LabelSettings("wait", 10_000)
-    plan = tmp_path / "schema.toml"
-    found = audit_log(log, plan, tmp_path / "out", spec={}, labels=how, skip_bad=True, progress=False)
-    assert found.rows == table.num_rows
-    assert found.leaks == []
+    found = audit_file(log, skip_bad=True)
+    assert found["rows"] == table.num_rows
+    assert found["leaks"] == []
     assert [path.name for path in tmp_path.glob(".log-*")] == []
