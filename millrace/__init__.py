@@ -2,12 +2,13 @@
 """A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
 __version__ = "0.2.0"
-__all__ = ["Model", "Schema", "audit", "delays", "freshness", "guess", "judge", "read", "replay", "up"]
+__all__ = ["Model", "Schema", "audit", "bootstrap", "delays", "freshness", "guess", "judge", "read", "replay", "up"]
 
 _ROOMS = {
     "Model": "millrace.commands.replay.onlinemodel",
     "Schema": "millrace.contracts.schema",
     "audit": "millrace.commands.proofs.auditrun",
+    "bootstrap": "millrace.commands.history.command",
     "delays": "millrace.commands.delays.delaysrun",
     "freshness": "millrace.commands.freshness.freshnessrun",
     "guess": "millrace.commands.guess.write",

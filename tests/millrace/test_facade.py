@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
+from millrace.commands.cli import clifunctions
 from millrace.commands.cli.cli import app
 from tests.architecture import ROOT
 from tests.scenes.waiting import PATIENCE
@@ -154,7 +155,8 @@ def test_a_log_is_read_as_rows_that_any_reader_takes(log: Path, tmp_path: Path) 
 
 
 def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) -> None:
-    found = mr.guess(log)
+    found = mr.guess(log, tmp_path / "new" / "found.toml")
+    assert (tmp_path / "new" / "found.toml").read_text() == found.text
     assert "time 'at', user 'user', item 'item', label 'click'" in repr(found)
     found.write(tmp_path / "found.toml")
     text = (tmp_path / "found.toml").read_text()
@@ -177,15 +179,20 @@ MORE = {
     "freshness": {"workers", "progress"},
     "delays": {"spec", "settings", "workers", "progress"},
     "audit": {"spec", "progress"},
+    "bootstrap": {"progress"},
     "judge": set(),
     "guess": set(),
 }
 """By function, what its command lacks: values that are no text, or that a test and a program need."""
-PRINTS = {"judge": {"json"}, "guess": {"json", "out"}}
-"""What a command has, and its function lacks: it is about printing; of a guess, out: Schema.write."""
+REQUIRED = {"log", "archive", "schema", "data", "out"}
+PRINTED = {("audit", "out"), ("guess", "out")}
+"""What a command can do without: it prints all that it found."""
 
-PRINTED = {("audit", "out")}
-"""Folders that a command can do without: what it found is printed whole."""
+
+def test_all_functions_but_two_are_commands_made_of_them() -> None:
+    by_hand = {"read", "up"}  # rows, which are no figures; a block, and not a process that Ctrl-C ends
+    functions = {name for name in mr.__all__ if inspect.isfunction(getattr(mr, name))}
+    assert functions - by_hand == set(MORE) == set(clifunctions.FLAGS)
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -193,14 +200,13 @@ def test_a_function_has_the_names_and_defaults_of_its_command(name: str) -> None
     command = app[name] if name == "judge" else app["log"][name]
     flags = {one.field_info.name: one for one in command.assemble_argument_collection(parse_docstring=True)}
     taken = inspect.signature(getattr(mr, name)).parameters
-    assert set(flags) - PRINTS.get(name, {"json"}) == set(taken) - MORE[name]
+    assert set(flags) - {"json"} == set(taken) - MORE[name]
     assert all(flag.parameter.help for flag in flags.values()), "each says what it is"
     for one in set(flags) & set(taken):
-        assert flags[one].required == (one in ("log", "archive", "schema", "out") and (name, one) not in PRINTED), one
+        assert flags[one].required == (one in REQUIRED and (name, one) not in PRINTED), one
         assert flags[one].required or flags[one].field_info.default == taken[one].default, one
         assert flags[one].field_info.is_positional == (one in ("log", "archive")), one
-        first = flags[one].required or one == "out"
-        assert (taken[one].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) == first, one
+        assert (taken[one].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD) == (one in REQUIRED), one
 
 
 def test_the_facade_hands_on_what_the_rooms_have() -> None:

@@ -86,13 +86,14 @@ def emit(result: Any, lines: Iterable[str], json: bool) -> None:
 
 
 def report(json: bool, run: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Runs what prints its result itself, or gives a :class:`~millrace.reports.result.Result`. For ``json`` what is for
-    people goes to standard error, and what it returns is printed. Then the error of the result is raised, if any."""
+    """Runs what prints its result itself, or gives one: a :class:`~millrace.reports.result.Result`, or what has
+    ``report``, ``lines`` and ``error``. For ``json`` what is for people goes to standard error, and the report is
+    printed. Then its error is raised, if it has one."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         result = run(*args, **kwargs)
         if (say := getattr(result, "print", None)) is not None:
             say()
-    emit(getattr(result, "report", result), [], json)
+    emit(getattr(result, "report", result), getattr(result, "lines", []), json)
     if (error := getattr(result, "error", None)) is not None:
         raise error
 

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import millrace
 from millrace.commands.cli.cliflags import Json, Labels, Log, Model, Out, SchemaFile, Seed, SkipBad, report
+from millrace.commands.guess import guess_schema
 
 ON_LOGS: dict[str, Any] = {"log": Log, "schema": SchemaFile, "out": Out, "seed": Seed, "skip_bad": SkipBad}
 WITH_MODEL = ON_LOGS | {"model": Model, "label_policy": Labels}
@@ -24,6 +25,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "freshness": ON_LOGS,
     "delays": WITH_MODEL,
     "audit": WITH_MODEL | {"out": Out | None},
+    "bootstrap": WITH_MODEL,
+    "guess": {"log": Log},
     "judge": {"out": Out},
 }
 """By function: flags that say the same in many commands."""
@@ -35,15 +38,19 @@ LEFT_OUT = {"spec", "batch_rows", "settings", "workers", "progress"}
 def __getattr__(name: str) -> Callable[..., None]:
     if name not in FLAGS:
         raise AttributeError(name)
-    return command_of(getattr(millrace, name), FLAGS[name])
+    found = command_of(getattr(millrace, name), FLAGS[name], guess_schema if name == "guess" else None)
+    found.__name__ = name
+    return found
 
 
-def command_of(function: Callable[..., Any], flags: dict[str, Any]) -> Callable[..., None]:
-    """A command that calls a function and prints its result. The first parameter is an argument, others are flags, and
-    the folder :data:`Out` is required."""
+def command_of(
+    function: Callable[..., Any], flags: dict[str, Any], run: Callable[..., Any] | None = None
+) -> Callable[..., None]:
+    """A command that calls a function, or what that calls (``run``), and prints the result. The first parameter is an
+    argument, others are flags, and the folder :data:`Out` is required."""
 
     def command(*args: Any, json: Json = False, **given: Any) -> None:
-        report(json, function, *args, **given)
+        report(json, run or function, *args, **given)
 
     hints, taken = get_type_hints(function), list[Parameter]()
     for name, one in inspect.signature(function).parameters.items():

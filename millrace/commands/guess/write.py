@@ -8,11 +8,13 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
-from millrace.basics.errors import LogError, SchemaError
+from millrace.basics.errors import LogError, SchemaError, SettingError
 from millrace.commands.guess.guess import FoundField, SchemaFindings, find
 from millrace.commands.guess.outcomes import LeftOut
 from millrace.commands.guess.roles import ColumnRole, free_name
@@ -31,13 +33,33 @@ class Guess:
     open: dict[str, tuple[str, ...]]
     """Roles that could not be found -> the columns that could have them. Empty: replay runs the schema as it is."""
     findings: SchemaFindings
+    source: str
+    """What a person calls the log."""
+    out: Path | None
+    """The file that has the text."""
 
-    def schema(self, source: str) -> Schema:
-        """The schema. ``source``: what a person calls the log. Raises SchemaError while a role is open."""
-        if self.open:
-            could = "; ".join(f"{role}: {', '.join(names) or 'no column fits'}" for role, names in self.open.items())
-            raise SchemaError(f"the schema of '{source}' has open roles ({could})", "fill in its lines with '?'")
-        return parse_schema(self.text, f"guess of '{source}'")
+    def schema(self) -> Schema:
+        """The schema. Raises SchemaError while a role is open."""
+        if self.error is not None:
+            raise self.error
+        return parse_schema(self.text, f"guess of '{self.source}'")
+
+    @property
+    def error(self) -> SchemaError | None:
+        could = "; ".join(f"{role}: {', '.join(names) or 'no column fits'}" for role, names in self.open.items())
+        said = f"the schema of '{self.source}' has open roles ({could})"
+        return SchemaError(said, "fill in its lines with '?'") if self.open else None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return {"schema": self.text, "out": self.out, "summary": self.summary(), "open": self.open}
+
+    @property
+    def lines(self) -> list[str]:
+        """What the command prints."""
+        if self.out is None:
+            return [self.text.removesuffix("\n")]
+        return [*self.summary(), f"schema in {self.out}"]
 
     @property
     def outcomes(self) -> dict[str, LeftOut]:
@@ -59,28 +81,42 @@ class Guess:
         return lines
 
 
-def guess_schema(path: Path) -> Guess:
-    """The schema of the log at ``path``, as far as it can be found. Raises LogError if there is no log, it has no rows
-    or cannot be read."""
-    findings = find(path)
-    open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
-    return Guess(schema_text(path, findings), open_roles, findings)
-
-
-def guess(log: Log) -> Schema:
-    """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
-    comment on each decision.
-
-    Raises:
-        LogError: there is no log, it has no rows or cannot be read.
-        SchemaError: the time, the user, the item or the label cannot be found; the text names what it could be.
-    """
-    parts = log_parts(log)
+def guess_schema(log: Log, out: Path | str | None = None) -> Guess:
+    """The schema of a log, as far as it can be found. As :func:`guess`, but for roles that are open."""
+    place, parts = None if out is None else Path(out), log_parts(log)
+    if place is not None and place.exists():
+        raise SettingError(f"'{place}' is there already", "name another file, or remove it")
     if len(parts) > 1:
         raise LogError(f"a guess of {len(parts)} paths", "name one of them, or their folder")
     (part,) = parts
     with as_file(part) if isinstance(part, Frame) else nullcontext(part) as path:
-        return guess_schema(path).schema(str(part))
+        findings = find(path)
+        open_roles = {name: role.candidates for name, role in findings.roles.open.items()}
+        found = Guess(schema_text(path, findings), open_roles, findings, str(part), place)
+    if place is not None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, found.text.encode(), durable=False)
+        except OSError as error:
+            raise SettingError(f"'{place}' cannot be written ({error.strerror})", "name another file") from None
+    return found
+
+
+def guess(log: Log, out: Path | str | None = None) -> Schema:
+    """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
+    comment on each decision.
+
+    Args:
+        log: a path, or a frame of pandas, Polars, pyarrow or DuckDB.
+        out: TOML file to write, also while a role is open (default: the command prints it). A file that is there
+            already is not overwritten.
+
+    Raises:
+        LogError: there is no log, it has no rows or cannot be read.
+        SchemaError: the time, the user, the item or the label cannot be found; the text names what it could be.
+        SettingError: the file is there already, or cannot be written.
+    """
+    return guess_schema(log, out).schema()
 
 
 def schema_text(path: Path, found: SchemaFindings) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import millrace as mr
 from learner.evaluation.progressive import Progressive
 from learner.network.dense import threads
 from learner.ranker.repeats import Repeats
@@ -556,6 +557,7 @@ def test_the_command_marks_the_store_before_it_reads_and_says_what_is_not_settle
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = Settings(data=str(tmp_path), partitions=PARTITIONS)
+    monkeypatch.setenv("MILLRACE_PARTITIONS", str(PARTITIONS))
 
     @contextmanager
     def looked(*words: Any) -> Iterator[LogTable]:
@@ -564,14 +566,19 @@ def test_the_command_marks_the_store_before_it_reads_and_says_what_is_not_settle
             yield table
 
     monkeypatch.setattr(command, "reading", looked)
-    found = command.replay_into(days[0], settings)
+    found = mr.bootstrap(days[0], SCHEMA, tmp_path)
     rows = yesterday.table.to_pylist()
     times = ("ts_ms", "click_ms", "collect_ms", "cart_ms", "purchase_ms")
     end_ms = max(row[name] or 0 for row in rows for name in times)
     waits_ms = settings.attribution_minutes * 60_000
     early = [row for row in rows if not row["click"] and end_ms - row["ts_ms"] < waits_ms]
-    assert found.early == len(early) > 0
-    assert f"{len(early):,} of them were younger than {settings.attribution_minutes:g} min" in capsys.readouterr().out
+    assert found["early"] == len(early) > 0
+    assert not capsys.readouterr().out
+    found.print()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{len(early):,} of them were younger than {settings.attribution_minutes:g} min" in said
+    assert said.endswith(found["verdict"])
+    assert f"{found['users']:,} users" in found._repr_html_()
 
 
 def test_a_log_older_than_windows_is_reported() -> None:
