@@ -10,8 +10,9 @@
 
 An *input* is a field with all its slots, a window key with all its counts, rates and means, or both under one name,
 with what is compared of it among candidates. A removed categorical field reads as missing. A removed number becomes the
-mean over the page's items, so an effect shows what sets the item apart from its page. This is occlusion (Zeiler and
-Fergus, ECCV 2014, section 4.2), by input. Inputs interact, so effects do not add up to the score.
+mean over the page's items, so an effect shows what sets the item apart from its page; or the caller's mean, where rows
+are no page. This is occlusion (Zeiler and Fergus, ECCV 2014, section 4.2), by input. Inputs interact, so effects do not
+add up to the score.
 
 Symbols: m items, G inputs, F columns of ``cat``, N of ``num``, as in the schema's layout.
 """
@@ -78,13 +79,15 @@ def inputs_of(schema: Schema) -> tuple[Input, ...]:
     return tuple(merged.values())
 
 
-def effects(model: RankingModel, cat: Ids, num: Floats, inputs: Sequence[Input]) -> Floats:
-    """By how much each input raised the logit of each item, (m, G). ``cat`` (m, F) as ranked, ``num`` (m, N)."""
+def effects(model: RankingModel, cat: Ids, num: Floats, inputs: Sequence[Input], usual: Floats | None = None) -> Floats:
+    """By how much each input raised the logit of each item, (m, G). ``cat`` (m, F) as ranked, ``num`` (m, N).
+    ``usual`` (N,): what removed numbers become, if not the items' mean."""
     m, width = len(cat), len(inputs)
     if not m or not width:
         return np.zeros((m, width), np.float32)
     served = _logit(model.score(cat, num))
-    usual = num.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if usual is None:
+        usual = num.mean(axis=0, dtype=np.float64).astype(np.float32)
     out = np.empty((m, width), np.float32)
     at_once = max(1, ROWS_AT_ONCE // m)
     for first in range(0, width, at_once):

@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learner.network.dense import threads
+from learner.ranker.inputs import finite
 from learner.role.model_factory import check_named, model_of
 from millrace.basics.arrow_rows import package
 from millrace.basics.errors import UNFIT, LogError, SchemaError, SettingError, SnapshotError
@@ -38,10 +39,15 @@ from millrace.contracts.schema import Schema, load_schema, parse_schema
 from millrace.logs import TS, LogTable, read_log
 from millrace.logs.cleanrows import Wanted
 from millrace.logs.frames import ArrowStream, Frame, LazyFrame
+from millrace.reports.result import ResultRows
 from millrace.versions.image import Image, below
+from scorer.page.score_reasons import MOST_REASONS, ROWS_AT_ONCE, effects, inputs_of, strongest
 
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | ArrowStream | LazyFrame
 """A row as a dict, several, or a frame: in the order of time, and none earlier than what was learnt."""
+
+USUAL_ROWS = 10_000
+"""About how many of the newest learnt rows say which numbers are usual: counts of windows grow with time."""
 
 
 class Model:
@@ -80,6 +86,7 @@ class Model:
         self._made: Stretches | None = None
         self._waiting = WaitingBlocks(len(self.schema.outcome))
         self._newest_ms = 0
+        self._usual, self._usual_rows = np.zeros(self.schema.layout.N), 0  # a running mean of numbers, and of how many
 
     def predict(self, rows: Rows) -> NDArray[np.float32]:
         """Click probabilities, (n,), as model and windows are now. The label's column may lack.
@@ -87,13 +94,36 @@ class Model:
         Raises:
             LogError, SchemaError: as :func:`~millrace.logs.read_log`; or rows are not in the order of time.
         """
-        log = self._read(rows, labelled=False)
         with threads(THREADS):
-            self._learn_before(int(log.table[TS][0].as_py()))
-            made = self._goes_on(log)
-            cat, num = made.frozen(0, np.arange(made.n), made.ts_ms)
-            self._made = made
-            return self._score(cat, num)
+            return self._score(*self._features(rows))
+
+    def explain(self, rows: Rows, most: int = MOST_REASONS) -> ResultRows:
+        """The strongest effects on each row's score, as pages have them (:mod:`scorer.page.score_reasons`); like
+        :meth:`predict`, it learns nothing.
+
+        An effect says by how much an input (a field, or a window key with its counts) raised the logit: against a
+        missing value; of numbers, against the mean of the rows learnt lately. Before anything is learnt it is the mean
+        of ``rows``, so that a single row shows no effect of numbers.
+
+        Returns:
+            A table: ``row`` (from 0), ``input``, ``effect``; up to ``most`` lines a row, the strongest first.
+
+        Raises:
+            SettingError: ``most`` is no number from 1 on. Others as :meth:`predict`.
+        """
+        if not isinstance(most, int | np.integer) or most < 1:
+            raise SettingError(f"most {most!r}", "use a whole number, 1 or more")
+        inputs, lines = inputs_of(self.schema), []
+        form = pa.schema([("row", pa.int64()), ("input", pa.string()), ("effect", pa.float32())])
+        with threads(THREADS):
+            cat, num = self._features(rows)
+            cat, num = self._without_bias(cat), finite(num)[0]
+            usual = (self._usual if self._usual_rows else num.mean(axis=0, dtype=np.float64)).astype(np.float32)
+            for at in range(0, len(cat), ROWS_AT_ONCE):
+                some = slice(at, at + ROWS_AT_ONCE)
+                found = strongest(effects(self.learner, cat[some], num[some], inputs, usual), inputs, most)
+                lines += [(row, *one) for row, of in enumerate(found, at) for one in of]
+        return ResultRows(pa.Table.from_pylist([dict(zip(form.names, line, strict=True)) for line in lines], form))
 
     def learn(self, rows: Rows) -> Self:
         """Counts exposures and clicks in the windows, and learns labels. Errors: as :meth:`predict`."""
@@ -117,6 +147,7 @@ class Model:
         made = {} if self._made is None else self._made.arrays()
         about = {"schema": self.schema.text, "spec": self.learner.spec, "batch_rows": self.batch_rows}
         arrays = {"about": np.frombuffer(msgspec.json.encode(about), np.uint8), "newest": np.array([self._newest_ms])}
+        arrays |= {"usual": self._usual, "usual_rows": np.array([self._usual_rows])}
         for part, own in (("model/", image.tensors()), ("training/", training), ("made/", made)):
             arrays |= {part + name: array for name, array in own.items()}
         try:
@@ -136,7 +167,8 @@ class Model:
             check_named(about["spec"], model, f"'{path}'")
             made = cls(parse_schema(about["schema"]), spec=about["spec"], batch_rows=about["batch_rows"])
             made.learner.resume(Image.of_tensors(below("model/", arrays)), below("training/", arrays))
-            made._newest_ms = int(arrays["newest"][0])
+            made._newest_ms, made._usual_rows = int(arrays["newest"][0]), int(arrays["usual_rows"][0])
+            made._usual = arrays["usual"]
             if state := below("made/", arrays):
                 none = LogTable(pa.table({TS: pa.array([], pa.int64())}), "", "", "", 0, 0)
                 made._made = Stretches(none, made.schema, made._how)
@@ -191,6 +223,15 @@ class Model:
         cut = int(np.searchsorted(ts_ms, ts_ms[-1], side="left"))
         return Stretches(log, self.schema, self._how, (cut,), after=self._made)
 
+    def _features(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(cat (n, F), num (n, N)) of rows without labels, as the windows are at their time."""
+        log = self._read(rows, labelled=False)
+        self._learn_before(int(log.table[TS][0].as_py()))
+        made = self._goes_on(log)
+        features = made.frozen(0, np.arange(made.n), made.ts_ms)
+        self._made = made
+        return features
+
     def _feed(self, log: LogTable, scores: bool) -> NDArray[np.float32]:
         made = self._goes_on(log)
         page = page_codes(log, self.schema)
@@ -217,11 +258,14 @@ class Model:
         return p
 
     def _score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
-        cat = cat.copy()
-        cat[:, self.schema.layout.bias_columns] = 0
-        size = self.batch_rows
+        cat, size = self._without_bias(cat), self.batch_rows
         parts = [self.learner.score(cat[at : at + size], num[at : at + size]) for at in range(0, len(cat), size)]
         return np.concatenate(parts)
+
+    def _without_bias(self, cat: NDArray[np.int64]) -> NDArray[np.int64]:
+        cat = cat.copy()
+        cat[:, self.schema.layout.bias_columns] = 0
+        return cat
 
     def _learn_before(self, ms: int) -> None:
         """Learns the micro-batches of rows before a time."""
@@ -231,7 +275,10 @@ class Model:
     def _learn(self, size: int) -> None:
         size = self._waiting.page_end(size) if self._how.by_page else size
         _, batch = self._waiting.pop(size)
-        self.learner.learn(batch)
+        if self.learner.learn(batch).skipped is None:
+            self._usual_rows = min(self._usual_rows + len(batch), USUAL_ROWS)
+            share = min(len(batch) / self._usual_rows, 1.0)
+            self._usual += share * (finite(batch.num)[0].mean(axis=0, dtype=np.float64) - self._usual)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -131,6 +131,108 @@ def test_a_loaded_model_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert mr.Model.load(tmp_path / "empty.npz").predict_then_learn(log()).tobytes() == replayed(16).tobytes()
 
 
+SHOP = parse_schema("""
+name = "shop"
+[log]
+time = "at"
+user = "user"
+item = "item"
+label = "click"
+time_unit = "ms"
+[[fields]]
+name = "user"
+of = "user"
+[[fields]]
+name = "kind"
+of = "item"
+[[fields]]
+name = "price"
+of = "item"
+kind = "numeric"
+[[fields]]
+name = "slot"
+of = "context"
+bias = true
+[windows]
+days = [1]
+actions = ["exposure", "click"]
+prior_rate = 0.5
+""")
+
+
+QUICK = SMALL | {"dense_rate": 0.02}
+
+
+def shop(by: str) -> list[dict[str, Any]]:
+    """Rows whose label the kind or the price decides."""
+    rng = np.random.default_rng(5)
+    said = {"kind": lambda row: row["kind"] == "cake", "price": lambda row: row["price"] > 5}[by]
+    made = [
+        {
+            "at": 1_650_758_400_000 + 1000 * n,
+            "user": int(rng.integers(1, 9)),
+            "item": int(rng.integers(1, 20)),
+            "kind": ["cake", "tea"][int(rng.integers(2))],
+            "price": float(rng.integers(1, 10)),
+            "slot": int(rng.integers(1, 4)),
+        }
+        for n in range(3000)
+    ]
+    return [row | {"click": int(said(row))} for row in made]
+
+
+@pytest.mark.parametrize(("by", "yes", "no"), [("kind", "cake", "tea"), ("price", 9.0, 1.0)])
+def test_what_decides_the_label_is_the_first_reason_of_a_single_row_too(
+    by: str, yes: Any, no: Any, tmp_path: Path
+) -> None:
+    rows = shop(by)
+    model = mr.Model(SHOP, spec=QUICK, batch_rows=16).learn(rows[:-1])
+    for value, sign in ((yes, 1), (no, -1)):
+        found = pa.table(model.explain(unlabelled({**rows[-1], by: value}), most=2)).to_pylist()
+        assert [line["row"] for line in found] == [0] * len(found)
+        assert 1 <= len(found) <= 2
+        assert found[0]["input"] == by
+        assert sign * found[0]["effect"] > 1
+    model.save(tmp_path / "model.npz")
+    last = unlabelled(rows[-1])
+    assert mr.Model.load(tmp_path / "model.npz").explain(last).table == model.explain(last).table
+
+
+def test_reasons_are_effects_on_the_score_that_predict_gives() -> None:
+    """Against rows of which the input was taken by hand."""
+    rows = [unlabelled(row) for row in shop("kind")]
+    model = mr.Model(SHOP, spec=QUICK, batch_rows=16).learn(shop("kind")[:2000])
+    some = rows[2100:2103]
+    found = pa.table(model.explain(some, most=9)).to_pylist()
+    logit = [np.log(p / (1 - p)) for p in model.predict(some)]
+    usual = float(np.mean([row["price"] for row in rows[:2000]]))
+    for name, value in (("kind", None), ("price", usual)):
+        without = [np.log(p / (1 - p)) for p in model.predict([{**row, name: value} for row in some])]
+        effects = [line["effect"] for line in found if line["input"] == name]
+        np.testing.assert_allclose(effects, np.subtract(logit, without), atol=1e-4)
+    assert "slot" not in {line["input"] for line in found}, "scores do not depend on it"
+    other = pa.table(model.explain([{**row, "slot": 9} for row in some], most=9))
+    assert other.to_pylist() == found
+
+
+def test_explaining_changes_no_later_bit() -> None:
+    plain, asked = made(), made()
+    for n, row in enumerate(log().to_pylist()):
+        if n % 7 == 0:
+            asked.explain(unlabelled(row))
+        assert asked.predict_then_learn(row).tobytes() == plain.predict_then_learn(row).tobytes()
+    assert state(asked) == state(plain)
+
+
+def test_before_anything_is_learnt_rows_are_compared_with_each_other() -> None:
+    rows = [unlabelled(row) for row in shop("price")[:40]]
+    model = mr.Model(SHOP, spec=SMALL)
+    assert "price" in pa.table(model.explain(rows))["input"].to_pylist()
+    alone = model.explain(rows[0])
+    assert "price" not in pa.table(alone)["input"].to_pylist()
+    assert alone.table.column_names == ["row", "input", "effect"]
+
+
 def test_river_evaluates_it_at_once_and_with_delayed_labels() -> None:
     pairs: list[Any] = [(unlabelled(row), bool(row["click"])) for row in log().to_pylist()]
     p = made(1).predict_then_learn(log())
@@ -167,6 +269,10 @@ MISUSES: list[tuple[str, Callable[[mr.Model, Path], Any], type[MillraceError], s
     ("batches of none", lambda m, d: mr.Model(SCHEMA, batch_rows=0), SettingError, "batch_rows 0"),
     ("no such file", lambda m, d: mr.Model.load(d / "no.npz"), SnapshotError, "is no saved model"),
     ("another file", lambda m, d: mr.Model.load(Path(__file__)), SnapshotError, "is no saved model"),
+    ("no reasons", lambda m, d: m.explain(rows().head(1), most=0), SettingError, "most 0; use a whole number"),
+    ("reasons below none", lambda m, d: m.explain(rows().head(1), most=-1), SettingError, "most -1; use"),
+    ("half a reason", lambda m, d: m.explain(rows().head(1), most=cast(Any, 1.5)), SettingError, "most 1.5; use"),
+    ("unsorted reasons", lambda m, d: m.explain(rows()[::-1]), LogError, "not in the order of time"),
     ("a folder to save", lambda m, d: m.save(d), SettingError, "cannot be written"),
 ]
 
