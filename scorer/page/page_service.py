@@ -152,15 +152,29 @@ class Serving(WorkerState):
         if reason:
             if cursor is not None and cursor.list_id.startswith(FILTERED):
                 raise not_ready(f"no part of a list with filters yet, since there is {reason}")
+            if asked.if_clicked is not None:
+                raise not_ready(reason)
             return await self._list_pages.page(asked.user_id, size, ts_ms, reason, filters, asked.session)
         user, notes = await self.user_of(asked.user_id, asked.session)
         page = Asked(request_id, user, asked.user_id, ts_ms, asked.context, notes, asked.explain, filters, rerank)
+        if asked.if_clicked is not None:
+            page = self._as_if(page, asked.if_clicked)
         if cursor is not None:
             page, part = await self._plan_of_part(page, cursor, size)
             if part is not None:
                 return await self._part(part)
         length = asked.length if cursor is None else cursor.length
         return await self._page(self._plan(page, arm, size, size if length is None else max(size, length)))
+
+    def _as_if(self, page: Asked, clicked: list[Id]) -> Asked:
+        """The page as if the user had just clicked these items. Raises RequestError for an unknown one."""
+        rows = self.items.rows_of(clicked)
+        for item in (clicked[i] for i in np.flatnonzero(rows < 0).tolist()):
+            raise RequestError(f"if_clicked names {str(item)[:60]!r}, which is not in the catalogue", "leave it out")
+        if clicked:
+            user = self.ranker.as_if_clicked(page.user, clicked, rows, page.ts_ms, page.context)
+            page = page._replace(user=user)
+        return page._replace(what_if=True)
 
     def _plan(self, page: Asked, arm: PageArm, size: int, most: int) -> PagePlan:
         """``most``: items of the list whose first part it is; ``size``: it is a page of its own."""
@@ -188,7 +202,8 @@ class Serving(WorkerState):
         if page.filters is not None:
             if not len(shown.order):
                 return self._empty(page, arm)
-            self._meters.filtered("full" if len(shown.order) == size else "short")
+            if not page.what_if:
+                self._meters.filtered("full" if len(shown.order) == size else "short")
         first_codes = sources[shown.order].tobytes()
         answer = self.maker.hand_out(page, arm, scored, shown, first_codes, found.retrieval)
         if most == size:
@@ -365,7 +380,8 @@ class Serving(WorkerState):
         """A page without items: not a failure, and nothing to log."""
         note = self.of(arm.learner).note
         assert note is not None
-        self._meters.filtered("empty")
+        if not page.what_if:
+            self._meters.filtered("empty")
         notes = [
             *page.notes,
             f"no item of the catalogue passes the filters ({page.filters}): an empty page, not logged",

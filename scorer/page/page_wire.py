@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from millrace.contracts.events import MAX_DEPTH, SOURCES, Int64, Name, Position, TimeMs, WireId, key_at
+from millrace.contracts.online_layout import MOST_RECENT
 from millrace.contracts.profile_reader import unfit
 from millrace.contracts.schema import DERIVED, Schema
 from millrace.evidence.rerank import Rerank
@@ -142,6 +143,17 @@ class RecommendRequest(ListRequest, frozen=True, kw_only=True, rename={"length":
         None
     )
     explain: Annotated[bool, Meta(description="Say of each item where recall found it, and of the first why")] = False
+    if_clicked: (
+        Annotated[
+            list[WireId],
+            Meta(
+                description="A what-if, which is not logged: the page as if the user had just clicked these items; "
+                "counts of items alone and the model stay. The same request_id and ts_ms draw the same by chance",
+                extra_json_schema={"maxItems": MOST_RECENT},
+            ),
+        ]
+        | None
+    ) = None
     rerank: (
         Annotated[Rerank, Meta(description="Weights, diversity, boosts and pins, in place of those of the settings")]
         | None
@@ -265,6 +277,13 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
     each other."""
     size, length, cursor = asked.size, asked.length, asked.cursor
     check_size(length, limit, "list")
+    for name, value in {"list": length, "cursor": cursor}.items():
+        if asked.if_clicked is not None and value is not None:
+            raise RequestError(f"'if_clicked' does not go with '{name}'", "ask for a page alone")
+    if len(asked.if_clicked or ()) > MOST_RECENT:
+        raise RequestError(
+            f"if_clicked: {len(asked.if_clicked or ())} items are too many", f"name at most {MOST_RECENT}"
+        )
     given = {"list": length, "request_id": asked.request_id, "rerank": asked.rerank}
     if cursor is not None and (name := next((name for name, value in given.items() if value is not None), "")):
         raise RequestError(f"'{name}' does not go with 'cursor'", "a list has them from its first part: leave it out")

@@ -40,6 +40,7 @@ class Asked(NamedTuple):
     explain: bool = False
     filters: page_wire.Filters | None = None
     rerank: Rerank = Rerank()
+    what_if: bool = False  # nobody is shown it: it is neither logged nor counted
 
     @property
     def capped(self) -> bool:
@@ -138,15 +139,17 @@ class PageMaker:
         order = placed.order
         ids = self.ids(scored.rows[order])
         name = arm.name if arm.name != arm.made else ""
-        self.log(page, arm.made, scored, placed, ids, sources, offset, name)
-        self._meters.items(sources)
+        if not page.what_if:
+            self.log(page, arm.made, scored, placed, ids, sources, offset, name)
+            self._meters.items(sources)
         shown = scored.shown[order].tolist()
         retrieved_by = retrieval if page.explain else UNSET
         where = ([SOURCES[code] for code in sources], self._reasons(page, scored, placed)) if page.explain else ()
         items = list(map(page_wire.PlacedItem, ids, range(len(ids)), shown, *where))
         version = scored.note.version
+        named = None if page.what_if else page.request_id
         return page_wire.RecommendAnswer(
-            page.request_id, version, arm.name, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
+            named, version, arm.name, page.ts_ms, items, page.notes, offset, retrieval_version=retrieved_by
         )
 
     def _reasons(self, page: Asked, scored: Scored, placed: PlacedItems) -> list[list[page_wire.Reason] | UnsetType]:

@@ -11,8 +11,9 @@ sums), J window keys of the item alone, G numbers that are compared among the m 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,14 +24,14 @@ from learner.serving.model_form import NumberPlan
 from learner.serving.serving_model import ServingModel
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import U64, mix
-from millrace.contracts.events import MOST_SESSIONS
-from millrace.contracts.online_layout import WINDOW_BYTES, window_keys
+from millrace.contracts.events import MOST_SESSIONS, Id
+from millrace.contracts.online_layout import MOST_RECENT, WINDOW_BYTES, Past, window_fields, window_keys
 from millrace.windows import among_kernels
 from millrace.windows.affinity import ACTION, clicks_a_day
-from millrace.windows.features import FeatureBuilder
+from millrace.windows.features import FeatureBuilder, steps
 from millrace.windows.lastactions import LastActions
 from millrace.windows.pagewide import late_columns
-from millrace.windows.tiles import counts_of
+from millrace.windows.tiles import TileStore, counts_of
 from scorer.catalog import pagekernels
 from scorer.catalog.itemtable import ItemRows, ItemTable
 from scorer.catalog.pageform import block_size, page_form, shared_places
@@ -93,6 +94,7 @@ class Ranker:
         worth = [one.value for one in schema.outcome if one.value is not None]
         self._values = np.array([layout.num_names.index(name) for name in worth], np.int64)
         self._actions = LastActions(schema)
+        self._of_user = np.flatnonzero([schema.key_side(key) == "user" for key in windows.keys])
         late = late_columns(schema)
         starts = zip(layout.cat_fields, layout.cat_starts, strict=True)
         self._late_fields = [(f, start, layout.field_salt(f)) for f, start in starts if f.name in late]
@@ -235,6 +237,31 @@ class Ranker:
             columns["position"] = self.builder.position(np.arange(offset, end))
             self._fill_late(cat, keys, columns, rows[order])
         return Features(cat, ranked.numbers(order), keys)
+
+    def as_if_clicked(
+        self, user: KnownUser, ids: Sequence[Id], rows: ItemRows, ts_ms: int, context: Mapping[str, Any] | None
+    ) -> KnownUser:
+        """The user as clicks on the items ``ids``, which are at ``rows``, just before ``ts_ms`` would leave the store's
+        record: the counts of the user's window keys, but for those of a slot, and the last clicks. Changes nothing
+        here; a damaged tile list begins anew."""
+        _, keys = self._make(user, rows, ts_ms, context, None)
+        self._turn += 1
+        windows, clicked_ms = self.builder.schema.windows, np.full(len(rows), ts_ms - 1)
+        keys = np.ascontiguousarray(keys[:, self._of_user])
+        mine = np.unique(keys[keys != 0])
+        store, fields, tiles = TileStore.of(windows), window_fields(mine), dict(user.tiles)
+        for key, field in zip(mine, fields, strict=True):
+            with suppress(StoreError):
+                store.put(key[None], [tiles.get(field, b"")])
+        adds = [(windows.actions.index(ACTION), np.ones(len(rows), np.uint32))] if ACTION in windows.actions else []
+        for column, mean in enumerate(windows.means, len(windows.actions)):
+            if mean.action == ACTION:
+                adds.append((column, steps(self._room.plain[: len(rows), self._plain_at[mean.of]], mean.step)[0]))
+        for column, amounts in adds:
+            store.add(keys, clicked_ms, np.full(len(rows), column), amounts)
+        tiles |= dict(zip(fields, store.export(mine), strict=True))
+        clicks = [*(Past(item, ts_ms - 1) for item in ids), *user.recent.clicks][:MOST_RECENT]
+        return replace(user, tiles=tiles, recent=user.recent._replace(clicks=clicks))
 
     # -- within -----------------------------------------------------------------------------------------------
 
