@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-HOURS, SLACK_HOURS = np.float32(24), np.float32(1e-3)  # nearly an hour is one: ages that were rounded stay as they are
+HOURS, DAY = np.float32(24), np.float32(1)
+SLACK = np.float32(1e-3)  # nearly a step is one: ages that were rounded stay as they are
 
 
 class BlockForm(NamedTuple):
@@ -69,11 +70,13 @@ def fill_block(form: BlockForm, counts: Array, fade: Array, above: Array, out: A
 
 
 @njit(inline="always")
-def whole_hours(age_days: Any) -> Any:
-    """Ages in days (float32), rounded down to whole hours.
+def whole_steps(age_days: Any, steps: Any) -> Any:
+    """An age in days (float32), rounded down to a whole part of a day: ``steps`` (float32) a day, 24 as a rule. From
+    one day on it is in whole hours at the finest, so that float32 keeps it.
 
     To the minute, an age is a clock where many goods came at one time. A late click is learnt minutes behind its
     exposure, among exposures that are minutes younger and have no click yet. So a clock tells which rows are clicks,
     and a model that reads it expects none of what is shown now.
     """
-    return np.floor(age_days * HOURS + SLACK_HOURS) / HOURS
+    part = steps if age_days < DAY else min(steps, HOURS)
+    return np.floor(age_days * part + SLACK) / part

@@ -235,6 +235,20 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     join: tuple[Join, ...] = ()
     filters: tuple[str, ...] = ()  # attributes of items that pages are filtered by and that are no features
     outcome: tuple[OutcomeRule, ...] = ()
+    age: str = ""  # how fine ages of items are, "5min"; empty: whole hours
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when ``age`` is no duration of a minute to a day."""
+        if self.age:
+            minutes = durations.minutes_of(self.age)
+            if minutes > durations.DAY_MIN or durations.DAY_MIN % minutes:
+                raise ValueError(f"age = '{self.age}' is no whole part of a day; name one, such as '5min'")
+            force_setattr(self, "age", "" if minutes == durations.HOUR_MIN else durations.text_of(minutes))
+
+    @property
+    def age_minutes(self) -> int:
+        """How fine ages of items are, minutes."""
+        return durations.minutes_of(self.age) if self.age else durations.HOUR_MIN
 
     @classmethod
     def read(cls, path: Path | str) -> Schema:
@@ -296,7 +310,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
         late = [
             entry
-            for entry in (self.among, [(one.name, one.on, one.event, one.within) for one in self.outcome])
+            for entry in (self.among, [(one.name, one.on, one.event, one.within) for one in self.outcome], self.age)
             if entry
         ]
         meaning = (fields, windows, self.crosses, self.utc_offset, *late)
@@ -595,7 +609,7 @@ def _check(schema: Schema, source: str) -> None:
     for what, remedy in outcome_problems(schema.outcome, numeric):
         fail(what, remedy)
     _check_last(schema, fail)
-    _check_exposure_age(schema, fail)
+    _check_ages(schema, fail)
     _check_among(schema, fail)
     _check_filters(schema, fail)
 
@@ -626,10 +640,20 @@ def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:
                 fail(f"window key '{key.name}' names '{column}', which changes with each action", "leave it out")
 
 
-def _check_exposure_age(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+def _check_ages(schema: Schema, fail: Callable[[str, str], Any]) -> None:
     item = schema.layout.item
-    for field in schema.fields:
+    ages = [field for field in schema.fields if field.name in ITEM_AGES]
+    if schema.age and not ages:
+        fail(f"age = '{schema.age}', and no field is an age", f"add {' or '.join(ITEM_AGES)} to [[fields]]")
+    for field in ages:
+        if schema.age and field.transform != "bucket":
+            remedy = f"give '{field.name}' transform = \"bucket\": as a number, each step would move all goods at once"
+            fail(f"age = '{schema.age}' beside transform = \"{field.transform}\"", remedy)
         if field.name == EXPOSURE_AGE:
+            if schema.age and schema.age_minutes * durations.MINUTE_MS < schema.windows.unit_ms:
+                unit = durations.text_of(schema.windows.unit_ms // durations.MINUTE_MS)
+                problem = f"age = '{schema.age}' is finer than '{field.name}', which counts in {unit}"
+                fail(problem, f"name '{unit}' or more, or shorter windows (5min from windows of an hour on)")
             if field.of != "item" or field.kind != "numeric" or field.bias:
                 fail(f"field '{field.name}' is derived", 'declare it of = "item", numeric, without bias')
             if (item,) not in [key.columns for key in schema.windows.keys]:

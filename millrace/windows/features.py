@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millrace.basics import number_kernels
 from millrace.basics.compiled import compiled
-from millrace.basics.durations import DAY_MS, HOUR_MS
+from millrace.basics.durations import DAY_MIN, DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
-from millrace.basics.number_kernels import BlockForm, fill_block
+from millrace.basics.number_kernels import BlockForm, fill_block, whole_steps
 from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, ITEM_AGES, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
@@ -36,11 +35,10 @@ _MOST_STEPS = (1 << 24) - 1
 F32 = NDArray[np.float32]
 
 
-def whole_hours(age_days: NDArray[Any]) -> F32:
-    """Ages in days, rounded down to whole hours. Same shape, float32. See
-    :func:`millrace.basics.number_kernels.whole_hours`."""
-    hours: F32 = number_kernels.whole_hours.py_func(np.asarray(age_days, np.float32))
-    return hours
+@compiled(error_model="numpy")
+def _whole(ages: NDArray[Any], steps: np.float32, out: NDArray[Any]) -> None:
+    for i in range(len(ages)):
+        out[i] = whole_steps(ages[i], steps)
 
 
 @compiled(error_model="numpy")
@@ -92,6 +90,8 @@ class FeatureBuilder:
             prior=prior.ravel(),
         )
         self._unit_ms = schema.windows.unit_ms
+        self.age_steps = np.float32(DAY_MIN / schema.age_minutes)
+        """Parts of a day in which ages of items are."""
         names, forms = self.layout.num_names, among_kernels.FORMS
         self.exposed: tuple[int, int] | None = None
         """The column of num that is the age since an item's first exposure, and the window key that tells it."""
@@ -176,7 +176,7 @@ class FeatureBuilder:
         for i, field in enumerate(layout.plain_fields):
             values = plain.get(field.name)
             if values is not None:
-                out[:, i] = whole_hours(finite32(values)) if field.name == "age_days" else finite32(values)
+                out[:, i] = self._aged(finite32(values)) if field.name == "age_days" else finite32(values)
         if not layout.K:
             return out
         if self.exposed is not None:
@@ -229,13 +229,19 @@ class FeatureBuilder:
             hashed = self._positions[np.maximum(positions, 0)]
         return np.where(positions < 0, np.uint64(0), hashed)
 
-    @staticmethod
-    def age_days(ts_ms: NDArray[np.int64], born_ms: NDArray[np.int64]) -> F32:
-        """Days from an item's birth (or first exposure) to the exposure, in whole hours (:func:`whole_hours`); 0 for an
-        unknown (0) or future birth. Broadcast, float32"""
+    def age_days(self, ts_ms: NDArray[np.int64], born_ms: NDArray[np.int64]) -> F32:
+        """Days from an item's birth (or first exposure) to the exposure, in whole hours or the schema's ``age``
+        (:func:`millrace.basics.number_kernels.whole_steps`); 0 for an unknown (0) or future birth. Broadcast, float32
+        """
         born_ms = np.asarray(born_ms, np.int64)
         age = (np.asarray(ts_ms, np.int64) - born_ms) / np.float64(DAY_MS)
-        return whole_hours(np.where(born_ms > 0, np.maximum(age, 0.0), 0.0))
+        return self._aged(np.where(born_ms > 0, np.maximum(age, 0.0), 0.0))
+
+    def _aged(self, age_days: NDArray[Any]) -> F32:
+        ages = np.asarray(age_days, np.float32)
+        out = np.empty(ages.shape, np.float32)
+        _whole(ages.ravel(), self.age_steps, out.reshape(-1))
+        return out
 
     def column(self, name: str, values: Any) -> U64:
         """Value hashes of a whole column: (n,), or (n, slots) for a multi field, whose entries are lists or separated

@@ -84,4 +84,5 @@ def page_form(builder: FeatureBuilder, table: TableForm) -> Form:
         exposed=exposed,
         first=table.own_keys.index(first) if exposed >= 0 else -1,
         unit_ms=windows.unit_ms,
+        age_steps=builder.age_steps,
     )

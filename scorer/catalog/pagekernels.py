@@ -28,7 +28,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from millrace.basics.compiled import GOLDEN, compiled, split_mix
-from millrace.basics.number_kernels import BlockForm, fill_block, whole_hours
+from millrace.basics.number_kernels import BlockForm, fill_block, whole_steps
 from millrace.basics.probing import FREE, home_of, seek, slot_of
 
 Array = NDArray[Any]
@@ -80,6 +80,7 @@ class Form(NamedTuple):
     exposed: int  # column of `num` that is the age since its first exposure, or -1
     first: int  # which of the J tells the first exposure: the last row of its counts
     unit_ms: int  # unit of that row
+    age_steps: np.float32  # parts of a day in which ages are
 
 
 class SharedInputs(NamedTuple):
@@ -284,10 +285,10 @@ def _finite(value: Any) -> Any:
 
 
 @njit(inline="always")
-def _age(ts_ms: Any, since_ms: Any) -> Any:
+def _age(form: Form, ts_ms: Any, since_ms: Any) -> Any:
     """As :meth:`millrace.windows.features.FeatureBuilder.age_days`."""
     age = np.float32(max((ts_ms - since_ms) / _DAY_MS, 0.0)) if since_ms > 0 else np.float32(0)
-    return whole_hours(age)
+    return whole_steps(age, form.age_steps)
 
 
 @compiled(error_model="numpy")
@@ -300,13 +301,13 @@ def _plain(
         for p in range(len(form.plain)):
             plain[i, form.plain[p]] = items.plain[rows[i], p]
         if form.age >= 0:
-            plain[i, form.age] = _age(shared.ts_ms, items.born_ms[rows[i]])
+            plain[i, form.age] = _age(form, shared.ts_ms, items.born_ms[rows[i]])
         if form.exposed >= 0:
             if len(exact):
                 first = np.int64(exact[i * items.own.shape[1] + form.first, -1, 0])
             else:
                 first = np.int64(slots.counts[items.own[rows[i], form.first], -1, 0])
-            plain[i, form.exposed] = _age(shared.ts_ms, first * form.unit_ms)
+            plain[i, form.exposed] = _age(form, shared.ts_ms, first * form.unit_ms)
 
 
 @njit(inline="always")

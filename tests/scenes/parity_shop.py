@@ -38,6 +38,7 @@ FIELDS = (
     )
 )
 EXPOSURE_AGE = of_item("exposure_age_days:numeric")
+BUCKETS = of_item("exposure_age_days:numeric", transform="bucket")
 LAST = of_user("last_clicks", "last_clicks_age", slots=16) + of_user("last_purchases", slots=3)
 """What a user did last; of FIELDS, which count clicks and purchases."""
 
@@ -52,12 +53,14 @@ LOG = table(
 )
 DAYS = "days = [1, 7, 30]\nhalf_lives = [0.5, 7]\n"
 SHORT = 'lengths = ["15min", "1h", "6h", "1d", "7d"]\nhalf_lives = ["30min", 7]\n'
+SHORT_FIELDS = FIELDS.replace(DAYS, SHORT)
 SCHEMA = parse_schema(FIELDS + LOG)
 SCHEMAS = {
     "days": SCHEMA,
-    "short": parse_schema(FIELDS.replace(DAYS, SHORT) + LOG),
+    "short": parse_schema(SHORT_FIELDS + LOG),
     "exposure age": parse_schema(FIELDS + EXPOSURE_AGE + LOG),
-    "short exposure age": parse_schema(FIELDS.replace(DAYS, SHORT) + EXPOSURE_AGE + LOG),
+    "short exposure age": parse_schema(SHORT_FIELDS + EXPOSURE_AGE + LOG),
+    "age in 5 minutes": parse_schema('age = "5min"\n' + SHORT_FIELDS + BUCKETS + LOG),
     "last actions": parse_schema(FIELDS + LAST + LOG),
 }
 VALUES = [0.0, 0.004, 3.5, -2.0, 99_999.0, float("nan"), float("inf"), 1e12]

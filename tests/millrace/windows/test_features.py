@@ -17,11 +17,11 @@ from millrace.basics.hashing import combine, mix, value_hash
 from millrace.contracts.schema import COUNTED, Schema, parse_schema, shop_schema
 from millrace.windows import among_kernels
 from millrace.windows.among_kernels import COUNT, OF_MAX, OF_MEAN, RANK
-from millrace.windows.features import FeatureBuilder, whole_hours
+from millrace.windows.features import FeatureBuilder
 from millrace.windows.pagewide import page_wide
 from millrace.windows.tiles import TileStore
 from tests.scenes.exploring import examples
-from tests.scenes.parity_shop import EXPOSURE_AGE, FIELDS
+from tests.scenes.parity_shop import BUCKETS, EXPOSURE_AGE, FIELDS, SHORT_FIELDS
 from tests.scenes.plain_numbers import plain_num
 from tests.scenes.schemas import named, of_context, of_item, of_user, table, windows_of
 from tests.scenes.tile_streams import DAY, DAYS, HOUR, T0, A, Event, columns, first_exposed, resumed, streams
@@ -187,17 +187,58 @@ def test_positions_hash_like_their_numbers_and_negative_ones_are_missing(schema:
 
 def test_age_counts_from_birth_and_never_below_zero() -> None:
     day = 86_400_000
-    age = FeatureBuilder.age_days(np.array([day * 3]), np.array([day, 0, day * 4]))
+    age = FeatureBuilder(shop_schema()).age_days(np.array([day * 3]), np.array([day, 0, day * 4]))
     assert age.tolist() == [2.0, 0.0, 0.0]
 
 
-def test_ages_are_whole_hours_however_often_they_are_rounded() -> None:
-    """To the minute they would be a clock where many goods came at one time."""
-    hours = np.arange(3 * 365 * 24)
-    for minutes in (0, 1, 59):
-        age = FeatureBuilder.age_days(1 + hours * 3_600_000 + minutes * 60_000, np.ones(len(hours), np.int64))
-        assert np.array_equal(age, (hours / np.float32(24)).astype(np.float32))
-        assert np.array_equal(whole_hours(age), age)
+AGED = of_item("age_days:numeric", transform="bucket")
+
+
+@pytest.mark.parametrize("age", ["1h", "1min", "5min", "20min", "6h", "1d"])
+def test_ages_are_whole_steps_however_often_they_are_rounded(age: str) -> None:
+    """To the minute they would be a clock where many goods came at one time. From a day on they are whole hours."""
+    builder = FeatureBuilder(parse_schema(named("t", age=age) + AGED))
+    every, nothing = np.arange(3 * 365 * 1440), np.zeros((0, 0, 0), np.uint32)
+    minutes = np.concatenate([every[:4320], every[4320::59]])
+    step = np.where(minutes < 1440, builder.schema.age_minutes, max(builder.schema.age_minutes, 60))
+    for ms in (0, 1, 30_000):
+        whole = (minutes * 60_000 + ms + step * 60) // (step * 60_000) * step  # a thousandth of a step is lent
+        made = builder.age_days(1 + minutes * 60_000 + ms, np.ones(len(minutes), np.int64))
+        assert np.allclose(made, whole / 1440, rtol=1e-6)
+        again = builder.num({"age_days": made}, np.repeat(nothing[None], len(made), 0), len(made))
+        assert np.array_equal(again[:, 0], made)
+
+
+def test_ages_in_hours_are_the_same_schema() -> None:
+    plain = parse_schema(named("t") + AGED)
+    assert parse_schema(named("t", age="60min") + AGED).id == plain.id
+    fine = parse_schema(named("t", age="5min") + AGED)
+    assert fine.id != plain.id
+    assert fine.edit(age=None).id == plain.id
+    assert fine.edit(name="u").age == "5min"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (named("t", age="7min") + AGED, "age = '7min' is no whole part of a day"),
+        (named("t", age="2d") + AGED, "age = '2d' is no whole part of a day"),
+        (named("t", age="soon") + AGED, "'soon' is no duration"),
+        (named("t", age="5min") + of_item("price:numeric"), "no field is an age"),
+        (named("t", age="5min") + of_item("age_days:numeric"), 'age_days.*transform = "bucket"'),
+        ('age = "5min"\n' + FIELDS + BUCKETS, "finer than 'exposure_age_days', which counts in 1h"),
+        ('age = "1min"\n' + SHORT_FIELDS + BUCKETS, "which counts in 5min"),
+    ],
+)
+def test_an_age_that_cannot_be_is_refused_in_one_line(text: str, problem: str) -> None:
+    with pytest.raises(SchemaError, match=problem) as told:
+        parse_schema(text)
+    assert "\n" not in str(told.value)
+
+
+def test_an_age_since_the_first_exposure_is_as_fine_as_the_windows_at_best() -> None:
+    text = 'age = "5min"\n' + SHORT_FIELDS + BUCKETS
+    assert parse_schema(text).age_minutes == 5
 
 
 def test_attributes_equal_whole_columns(schema: Schema) -> None:

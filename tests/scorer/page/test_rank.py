@@ -172,6 +172,7 @@ FIELDS = (
     + (of_item("price:numeric", "age_days:numeric") + of_context("hour", "tab", "bid:numeric"))
     + of_context("position", bias=True)
 )
+AGE = of_item("age_days:numeric").removeprefix("[[fields]]\n")
 MEANS = ({"of": "price", "step": 0.01}, {"of": "bid", "step": 0.5, "action": "cart"})
 KEYS = {
     "tab tags user_id": "tags",
@@ -218,6 +219,12 @@ SCHEMAS: dict[str, Schema] = {
     "age since the first exposure": parse_schema(
         FIELDS + windows() + of_item("exposure_age_days:numeric") + among("exposure_age_days")
     ),
+    "ages in minutes": parse_schema(
+        'age = "5min"\n'
+        + FIELDS.replace(AGE, f'{AGE}transform = "bucket"\n')
+        + windows(lengths=["15min", "1h", "1d", "4d"])
+        + of_item("exposure_age_days:numeric", transform="bucket")
+    ),
     "without a prior": parse_schema(FIELDS + windows(prior_weight=0)),
 }
 BUILDERS = {name: FeatureBuilder(schema) for name, schema in SCHEMAS.items()}
@@ -248,7 +255,7 @@ class World:
                     "shelf": pick("s", 3),
                     "price": float(rng.choice([0.0, 9.99, 1e300, -3.5])),
                 },
-                int(rng.choice([0, NOW_MS - 3 * DAY_MS, NOW_MS + DAY_MS])),
+                int(rng.choice([0, NOW_MS - 3 * DAY_MS, NOW_MS - 17 * HOUR_MS // 60, NOW_MS + DAY_MS])),
             )
             for i in range(12)
         ]

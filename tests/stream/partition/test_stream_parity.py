@@ -176,7 +176,7 @@ def test_ranking_and_replay_see_the_same_to_the_bit(tmp_path_factory: Any, which
         if "exposure_age_days" in named:
             shown = [(1, e["at"], 0) for e in made if e["item_id"] == r["item_id"]]
             first_ms = first_exposed(shown, 1, r["at"], schema.windows.minutes) * schema.windows.unit_ms
-            assert named["exposure_age_days"] == FeatureBuilder.age_days(np.array(r["at"]), np.array(first_ms))
+            assert named["exposure_age_days"] == shop.builder.age_days(np.array(r["at"]), np.array(first_ms))
         served = PageLog(
             request_id=name_of(r),
             ts_ms=r["at"],
