@@ -8,7 +8,7 @@
  *
  * @typedef {string | number} Id
  * @typedef {string | number | boolean | null | (string | number)[]} Value
- * @typedef {{item_id: Id, attributes: Record<string, Value>, born_ms?: number, gone?: boolean}} Item
+ * @typedef {{item_id: Id, attributes: Record<string, Value>, born_ms?: number, gone?: boolean, expires_ms?: number}} Item
  * @typedef {{item_id: Id, changes: Record<string, Value>, gone?: boolean}} ItemChange
  * @typedef {{user_id: Id, attributes: Record<string, Value>, sessions?: Id[]}} User
  * @typedef {{item_id: Id, position: number, score: number | null, source?: string, reasons?: object[]}} PlacedItem

@@ -178,7 +178,7 @@ class FakeServer:
             if held is None:  # the real intake cannot know; a dead letter says it
                 return Verdict("kept")
             gone = held.gone if change.gone is None else change.gone
-            item = Item(held.item_id, {**held.attributes, **change.changes}, held.born_ms, gone)
+            item = Item(held.item_id, {**held.attributes, **change.changes}, held.born_ms, gone, held.expires_ms)
         else:
             item = msgspec.json.decode(line, type=Item)
         for name in sorted(self._numeric & set(item.attributes)):

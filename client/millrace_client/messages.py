@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
@@ -35,12 +35,14 @@ ActionName = Literal["click", "collect", "cart", "purchase"]
 
 
 class Item(Struct, frozen=True):
-    """An item of the catalogue. ``gone`` removes it from pages; ``born_ms`` is its creation time (0: unknown)."""
+    """An item of the catalogue. ``gone`` removes it from pages, ``expires_ms`` at that time of the event clock;
+    ``born_ms`` is its creation time (0: unknown)."""
 
     item_id: Id
     attributes: Mapping[str, Value] = {}
     born_ms: int = 0
     gone: bool = False
+    expires_ms: int | UnsetType = UNSET
 
 
 class ItemChange(Struct, frozen=True, omit_defaults=True):

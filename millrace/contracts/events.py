@@ -206,12 +206,14 @@ class User(Struct, frozen=True, omit_defaults=True):
 
 
 class Item(Struct, frozen=True):
-    """An item of the catalogue. ``gone`` takes it out of recall; it may still be scored."""
+    """An item of the catalogue. ``gone`` takes it out of recall; it may still be scored. At ``expires_ms`` of event
+    time it is gone by itself."""
 
     item_id: WireId
     attributes: dict[str, Attribute]
     born_ms: TimeOrNever = 0
     gone: bool = False
+    expires_ms: TimeMs | UnsetType = UNSET
 
 
 class ItemChange(Struct, frozen=True):

@@ -38,7 +38,7 @@ from millrace.contracts.schema import Windows
 from millrace.windows.tiles import TileStore
 from scorer.catalog.itemimage import ItemImage
 
-FORM = 1
+FORM = 2
 PREFIX = "index-"
 PART_BYTES = 16 << 20
 KEEP = 2

@@ -8,7 +8,7 @@
     columns    category (rows,) u64, tags (rows, slots) u64 ...      value hashes, by schema column
     plain      price (rows,) f32 ...                                 numbers
     filters    region (rows, values) u64 ...                         value hashes of attributes that are no features
-    born_ms, alive, heat (clicks and exposures a day, seen)          (rows,)
+    born_ms, expires_ms, alive, heat (clicks and exposures a day, seen)          (rows,)
 
     own (rows, J)           slots of the item's window keys (:mod:`scorer.catalog.counts`)
     unsent_rows (rows,)     rows with changes that replicas do not have yet
@@ -20,6 +20,7 @@ Changes need exclusive access. Pages read a replica, :class:`scorer.catalog.item
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,9 @@ class ItemIndex:
         self._capacity = 0
         fields = {f.name: f for f in schema.fields}
         self._filter_fields = {name: fields.get(name) for name in schema.filters}
-        self._rows: Arrays = {"born_ms": np.zeros(0, np.int64), "alive": np.zeros(0, np.bool_)}  # as in an ItemImage
+        times = {name: np.zeros(0, np.int64) for name in ("born_ms", "expires_ms")}
+        self._rows: Arrays = {**times, "alive": np.zeros(0, np.bool_)}  # as in an ItemImage
+        self._expiring: list[tuple[int, int]] = []  # a heap of (expires_ms, row); some are of earlier messages
         for name in self.form.names:
             slots = fields[name].slots if name in fields else 1
             self._rows[f"column/{name}"] = np.zeros(0 if slots == 1 else (0, slots), np.uint64)
@@ -103,7 +106,11 @@ class ItemIndex:
                 values = hashes_of(self._filter_fields[of], item.attributes.get(of))
                 arrays[name] = np.array([values or [0]], np.uint64)
         arrays["keys"] = self.builder.keys(columns, 1)[:, self.own_keys]
-        arrays |= {"born_ms": np.array([item.born_ms], np.int64), "alive": np.array([not item.gone])}
+        expires_ms = 0 if item.expires_ms is UNSET else item.expires_ms
+        arrays |= {
+            name: np.array([ms], np.int64) for name, ms in (("born_ms", item.born_ms), ("expires_ms", expires_ms))
+        }
+        arrays["alive"] = np.array([not item.gone])
         return ItemImage([item.item_id], arrays)
 
     def image(self, start: int, stop: int) -> ItemImage:
@@ -145,6 +152,8 @@ class ItemIndex:
                 array = wider(array, self._rows[name].shape[1])
             self._rows[name][rows] = array
         self._unsent_rows[rows] = True
+        for n in np.flatnonzero(image.arrays["expires_ms"] * image.arrays["alive"]).tolist():
+            heappush(self._expiring, (int(image.arrays["expires_ms"][n]), int(rows[n])))
 
     def change(self, change: ItemChange) -> bool:
         """Replaces the attributes that a change names; returns whether there is such an item."""
@@ -165,6 +174,13 @@ class ItemIndex:
         if row is not None:
             self._rows["alive"][row], self._rows["born_ms"][row] = False, REMOVED_MS
             self._unsent_rows[row] = True
+
+    def _expire(self, now_ms: int) -> None:
+        """Items whose time has come are gone."""
+        while self._expiring and self._expiring[0][0] <= now_ms:
+            expires_ms, row = heappop(self._expiring)
+            if self._rows["expires_ms"][row] == expires_ms and self._rows["alive"][row]:
+                self._rows["alive"][row], self._unsent_rows[row] = False, True
 
     def put_tiles(self, partition: int, keys: U64, tiles: Sequence[bytes]) -> None:
         """Replaces tile lists as :meth:`ItemCounts.put`, and raises as it does."""
@@ -209,6 +225,7 @@ class ItemIndex:
         many are unchecked: more may come even if this call found no change. ``now_ms`` is event time.
         """
         counts = self.counts
+        self._expire(now_ms)
         some = np.flatnonzero(self._unsent_rows[: len(self.ids)])[:rows]
         counts.refresh(np.union1d(counts.due(now_ms, slots), self._own[some].ravel()), now_ms)
         arrays = self._arrays_of(some, counts.unsent(slots))

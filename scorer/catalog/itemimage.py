@@ -15,7 +15,7 @@ from millrace.contracts.events import Id
 REMOVED_MS = -1
 """Time of birth of an item that a tombstone removed. Its row stays, but no id leads to it."""
 
-_KINDS = (("keys", np.uint64, 2), ("born_ms", np.int64, 1), ("alive", np.bool_, 1))
+_KINDS = (("keys", np.uint64, 2), ("born_ms", np.int64, 1), ("expires_ms", np.int64, 1), ("alive", np.bool_, 1))
 _PREFIXES = (("column/", np.uint64), ("plain/", np.float32), ("filter/", np.uint64))
 
 
@@ -26,7 +26,7 @@ class ItemImage(NamedTuple):
     plain/NAME    (n,) f32                  numbers
     filter/NAME   (n, values) u64           value hashes of attributes that pages are filtered by
     keys          (n, J) u64                window keys of the item alone
-    born_ms, alive (n,)
+    born_ms, expires_ms, alive (n,)         expires_ms: 0: never
     """
 
     ids: list[Id]

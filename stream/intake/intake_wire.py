@@ -218,9 +218,10 @@ class LineReader:
         item = self._intake.item(raw)
         if isinstance(item, ItemChange):
             return self._change(item)._replace(note=_details(self._checks.of_item(item)))
-        if 0 < item.born_ms < SECONDS_MS <= now_ms:
-            detail = f"born_ms {item.born_ms} is a time in seconds; send milliseconds: {item.born_ms}000"
-            raise BadEventError("seconds", detail)
+        for name in ("born_ms", "expires_ms"):
+            ms = getattr(item, name) or 0  # unset: false
+            if 0 < ms < SECONDS_MS <= now_ms:
+                raise BadEventError("seconds", f"{name} {ms} is a time in seconds; send milliseconds: {ms}000")
         return OutMessage(ITEMS, _key(item.item_id), raw, note=_details(self._checks.of_item(item)))
 
     def _change(self, change: ItemChange) -> OutMessage:

@@ -7,6 +7,7 @@ Taobao's iGraph serves such lists to its recommendation platform. Hot items are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ Entries = dict[str, float]
 class _Entry(NamedTuple):
     key: int  # window key
     born_ms: int
+    expires_ms: float
     values: tuple[tuple[str, ...], ...]  # those of each column, as the catalogue writes them
     gone: bool
 
@@ -61,7 +63,9 @@ class ShopLists:
         """Adds or replaces an item. One that is gone is on no list."""
         values = tuple(self._texts(c, item.attributes.get(c)) for c in self.columns)
         key = int(combine(self._salt, np.array([value_hash(item.item_id)], np.uint64))[0])
-        self._items[str(item.item_id)] = _Entry(key, item.born_ms, values, item.gone)
+        self._items[str(item.item_id)] = _Entry(
+            key, item.born_ms, math.inf if item.expires_ms is UNSET else item.expires_ms, values, item.gone
+        )
 
     def change(self, change: ItemChange) -> bool:
         """Changes an item; returns whether there is such an item."""
@@ -96,7 +100,7 @@ class ShopLists:
             self._swept_hour = now_ms // HOUR_MS
             for store in self._tiles.values():
                 store.expire(now_ms)
-        there = {name: entry for name, entry in self._items.items() if not entry.gone}
+        there = {name: entry for name, entry in self._items.items() if not entry.gone and now_ms < entry.expires_ms}
         names, entries = list(there), list(there.values())
         heat = self._heat(np.fromiter((e.key for e in entries), np.uint64, len(entries)), now_ms)
         out: dict[str, Entries] = {}

@@ -95,6 +95,7 @@ MEANS: Mapping[str, Mapping[str, str]] = {
         "attributes": "Values by attribute, named as in the schema. They replace all that was said before.",
         "born_ms": "When it came into the catalogue, in Unix milliseconds; 0: not known.",
         "gone": "It is recommended no more, and may still be scored.",
+        "expires_ms": "When it is gone by itself, in Unix milliseconds of event time; left out: never.",
     },
     "item-change": {
         "item_id": "The item, which has to be there.",

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from millrace.basics.errors import StoreError
 from millrace.basics.hashing import column_hash, value_hash
-from millrace.contracts.events import Item
+from millrace.contracts.events import Item, ItemChange
 from millrace.contracts.schema import parse_schema
 from millrace.windows.features import FeatureBuilder
 from millrace.windows.tiles import TileStore
@@ -138,6 +139,39 @@ def test_a_removed_item_is_dead_and_an_unknown_one_no_concern() -> None:
     table = ItemTable(BUILDER)
     table.follow(lambda: again.changes(NOW_MS))
     assert table.rows_of([1, 2]).tolist() == [-1, 1]
+
+
+def test_an_item_is_gone_by_itself_when_its_time_comes() -> None:
+    def until(name: str, expires_ms: int, **told: Any) -> Item:
+        return replace(item(name, "news", **told), expires_ms=expires_ms)
+
+    items = [
+        until("first", NOW_MS + 5),
+        until("second", NOW_MS + 9),
+        item("for ever"),
+        until("gone", NOW_MS, gone=True),
+    ]
+    index = index_of(items)
+    copy_of, table = index_of([]), ItemTable(BUILDER)
+    copy_of.put([index.image(0, len(index))])  # as from a checkpoint
+
+    def alive(now_ms: int) -> list[bool]:
+        copy_of.changes(now_ms)
+        table.follow(lambda: index.changes(now_ms))
+        found: list[bool] = table.alive.tolist()
+        assert index.alive.tolist() == copy_of.alive.tolist() == found
+        return found
+
+    assert alive(NOW_MS + 4) == [True, True, True, False]
+    assert alive(NOW_MS + 5) == [False, True, True, False]
+    for one in (index, copy_of):
+        one.put([one.prepare(until("first", NOW_MS + 20)), one.prepare(item("second", "news"))])  # prolonged, for good
+        assert one.change(ItemChange("first", {"category": "old"}))
+    assert alive(NOW_MS + 19) == [True, True, True, False]
+    assert alive(NOW_MS + 20) == [False, True, True, False]
+    for one in (index, copy_of):
+        assert one.change(ItemChange("first", {}, gone=False))
+    assert alive(NOW_MS + 21) == [False, True, True, False], "only a new message prolongs it"
 
 
 def test_a_damaged_tile_list_is_refused() -> None:

@@ -159,7 +159,8 @@ def test_filling_times_in_makes_no_event_too_large_for_the_stream(size: int) -> 
 
 def test_times_that_cannot_be_meant_are_refused() -> None:
     assert reason("events", click(1, ts_ms=NOW_MS // 1000)) == "seconds"
-    assert reason("items", {"item_id": 1, "attributes": {}, "born_ms": NOW_MS // 1000}) == "seconds"
+    for name in ("born_ms", "expires_ms"):
+        assert reason("items", {"item_id": 1, "attributes": {}, name: NOW_MS // 1000}) == "seconds"
     assert reason("events", click(1, ts_ms=NOW_MS + AHEAD_MS + 1)) == "future"
     read("events", msgspec.json.encode(click(1, ts_ms=NOW_MS + AHEAD_MS)))
     played = LineReader(shop_schema(), AHEAD_MS)  # a log of 1971, played by its own clock

@@ -79,6 +79,17 @@ def clicks_on(items: dict[str, Item], seed: int) -> list[tuple[int | str, int]]:
     return [(item.item_id, NOW - 1 - rng.randrange(12 * DAY)) for item in chosen for _ in range(rng.randrange(1, 9))]
 
 
+def test_an_item_is_on_no_list_from_its_expiry_on() -> None:
+    lists = ShopLists(SMALL)
+    lists.put(Item(1, {"shelf": "a"}, NOW, expires_ms=NOW + DAY))
+    lists.put(Item(2, {"shelf": "a"}, NOW - 1))
+    lists.count(tiles_of(SMALL, 0, [(1, NOW), (2, NOW)]))
+    before, after = lists.make(NOW + DAY - 1), lists.make(NOW + DAY)
+    assert [*before] == [*after]
+    assert [set(entries) for entries in before.values()] == [{"1", "2"}] * len(before)
+    assert [set(entries) for entries in after.values()] == [{"2"}] * len(before)
+
+
 def test_equals_a_recount() -> None:
     lists, items = lists_with()
     clicks = {partition: clicks_on(items, partition) for partition in (0, 1)}
