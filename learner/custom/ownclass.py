@@ -56,14 +56,27 @@ class InvalidModelError(Exception):
     """A model of one's own broke the rules of its methods."""
 
 
-def is_own(name: object) -> bool:
-    """Whether a model's name is that of a class, ``module:Class``, and not of a registered model."""
-    return isinstance(name, str) and ":" in name
+def is_own(model: object) -> bool:
+    """Whether a model is a class, or the name of one, ``module:Class``, and not that of a registered model."""
+    return isinstance(model, type) or (isinstance(model, str) and ":" in model)
 
 
-def own_class(name: str) -> Factory:
-    """The class of this name. Imports its module, so ``name`` must be the caller's own setting. Raises SettingError
-    where the name is none, its module cannot be imported, or has no such class."""
+def name_of(model: str | type[Any]) -> str:
+    """The name of a model that is given by its name, or as a class."""
+    return f"{model.__module__}:{model.__qualname__}" if isinstance(model, type) else model
+
+
+def own_class(model: str | type[Any]) -> Factory:
+    """The class of this name, or this class. Imports a name's module, so it must be the caller's own setting. Raises
+    SettingError where the name is none, its module cannot be imported, or has no such class; or it lacks a method."""
+    name, factory = name_of(model), model if isinstance(model, type) else _found(model)
+    if isinstance(factory, type):
+        _check_verbs(name, factory)
+    digest_of(getattr(factory, "__module__", ""))
+    return factory
+
+
+def _found(name: str) -> Factory:
     if not _NAME.fullmatch(name):
         raise SettingError(f"model '{name[:100]}' is no name", "write module:Class, or the name of a registered model")
     module, _, path = name.partition(":")
@@ -88,10 +101,7 @@ def own_class(name: str) -> Factory:
         )
     if not callable(found):
         raise SettingError(f"model '{name}' is {type(found).__name__}, and no class", "name a class")
-    if isinstance(found, type):
-        _check_verbs(name, found)
     factory: Factory = found
-    digest_of(getattr(factory, "__module__", ""))
     return factory
 
 
@@ -102,7 +112,7 @@ def entries_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     for name in found:
         if name.startswith(_OF_TABLES):
             raise SettingError(
-                f"model spec has '{name}', which model '{spec['model']}' cannot have: sampling of negatives, "
+                f"model spec has '{name}', which model '{name_of(spec['model'])}' cannot have: sampling of negatives, "
                 "admission, removal by age and retrieval belong to registered models",
                 "take it out; if the class does so itself, use another name",
             )
@@ -151,10 +161,10 @@ class OwnClass:
 
     @classmethod
     def of(cls, schema: Schema, spec: Mapping[str, Any]) -> OwnClass:
-        """The class that a spec names. The name must be the caller's own setting, for it is imported. Raises
+        """The class that a spec names, or has. The name must be the caller's own setting, for it is imported. Raises
         SettingError as :func:`own_class` and :func:`entries_of`."""
-        entries, name = entries_of(spec), str(spec["model"])
-        return cls(name, own_class(name), schema, entries)
+        entries, model = entries_of(spec), spec["model"]
+        return cls(name_of(model), own_class(model), schema, entries)
 
     @property
     def source(self) -> dict[str, str]:

@@ -7,8 +7,9 @@ import inspect
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
+from millrace.basics.errors import SettingError, SnapshotError
 from millrace.commands.cli import clifunctions
 from millrace.commands.cli.cli import app
 from tests.architecture import ROOT
+from tests.learner.own_models import Hashed
 from tests.scenes.waiting import PATIENCE
 
 HEAVY = {"numpy", "pyarrow", "duckdb", "numba", "torch", "matplotlib", "pandas", "polars", "river", "asyncio"}
@@ -146,6 +149,89 @@ def test_a_result_is_figures_tables_plots_and_a_page(log: Path, tmp_path: Path) 
     assert str(result["verdict"]).split(",")[0] in page
     assert result["verdict"] in repr(result)
     assert not [path for path in tmp_path.iterdir() if path.name not in ("log.parquet", "schema.toml")]
+
+
+OWN = "tests.learner.own_models:Hashed"
+
+
+def test_a_class_is_replayed_as_the_model_of_its_name_is(log: Path, tmp_path: Path) -> None:
+    class Here(Hashed):
+        """Of a function: no name leads to it."""
+
+    options: dict[str, Any] = {"progress": False, "spec": {"rate": 0.3}}
+    for folder, model in (("name", OWN), ("class", Hashed), ("here", Here)):
+        mr.replay(log, tmp_path / "schema.toml", tmp_path / folder, model=model, **options)
+    name, given, here = (tmp_path / folder for folder in ("name", "class", "here"))
+    assert (name / "report.json").read_bytes() == (given / "report.json").read_bytes()
+    assert (name / "report.json").read_bytes() == (here / "report.json").read_bytes()
+    specs = [json.loads((folder / "run.json").read_text())["spec"] for folder in (name, given, here)]
+    assert specs[0] == specs[1]
+    assert specs[0]["model"] == OWN
+    assert specs[2]["model"].endswith("<locals>.Here")
+
+
+def test_a_class_of_ones_own_in_a_loop_is_saved_and_loaded(log: Path, tmp_path: Path) -> None:
+    class Here(Hashed):
+        pass
+
+    schema, table = tmp_path / "schema.toml", pa.table(rows())
+    model = mr.Model(schema, model=Here, spec={"rate": 0.3}).learn(table.slice(0, 280))
+    model.save(tmp_path / "model.npz")
+    again = mr.Model.load(tmp_path / "model.npz", Here)
+    rest = table.slice(280)
+    assert again.predict_then_learn(rest).tobytes() == model.predict_then_learn(rest).tobytes()
+    with pytest.raises(SnapshotError, match="is of the class"):
+        mr.Model.load(tmp_path / "model.npz", Hashed)
+
+
+def test_worker_processes_import_a_class_by_its_name(log: Path, tmp_path: Path) -> None:
+    class Here(Hashed):
+        pass
+
+    schema, options = tmp_path / "schema.toml", {"train_days": 1, "sync": "never,daily", "progress": False}
+    ask: Any = partial(mr.freshness, log, schema, **options)
+    found = [ask(model=OWN, workers=0), ask(model=Hashed, workers=1), ask(model=Here, workers=0)]
+    assert found[0].report == found[1].report == found[2].report
+    assert found[0].run["spec"] == found[1].run["spec"]
+    assert found[1].run["model"] == OWN
+    for function in (mr.freshness, mr.delays):
+        with pytest.raises(SettingError, match="was made in a function, where worker processes") as raised:
+            function(log, schema, model=Here)  # type: ignore[operator]
+        assert "\n" not in str(raised.value)
+        assert "put the class into a file" in raised.value.remedy
+
+
+def test_a_class_of_a_notebooks_cell_is_replayed(log: Path, tmp_path: Path) -> None:
+    """As there, the class is of a ``__main__`` without a file."""
+    program = f"""
+import millrace as mr
+from tests.learner.own_models import Hashed
+
+class Mine(Hashed):
+    pass
+
+log, schema, out = {str(log)!r}, {str(tmp_path / "schema.toml")!r}, {str(tmp_path / "cell")!r}
+print(mr.replay(log, schema, out, model=Mine, progress=False).run["spec"]["model"])
+try:
+    mr.freshness(log, schema, model=Mine)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    model, refused = done.stdout.splitlines()
+    assert model == "__main__:Mine"
+    assert refused.startswith("SettingError model '__main__:Mine' was made in a notebook, where worker processes")
+    mr.replay(log, tmp_path / "schema.toml", tmp_path / "name", model=OWN, progress=False)
+    assert (tmp_path / "cell" / "report.json").read_bytes() == (tmp_path / "name" / "report.json").read_bytes()
+
+
+def test_what_is_no_model_is_one_line(log: Path, tmp_path: Path) -> None:
+    for model, words in ((Path, "has no score, learn, snapshot, resume"), (Hashed.score, "model"), (7, "model")):
+        with pytest.raises(SettingError, match=words) as raised:
+            mr.replay(log, tmp_path / "schema.toml", model=cast(Any, model), progress=False)
+        assert "\n" not in str(raised.value)
+        assert raised.value.remedy
 
 
 def test_a_log_is_read_as_rows_that_any_reader_takes(log: Path, tmp_path: Path) -> None:

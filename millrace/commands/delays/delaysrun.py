@@ -32,7 +32,7 @@ from millrace.commands.delays.trials import (
     with_window,
 )
 from millrace.commands.offline.slicing import MISSING, slice_of
-from millrace.commands.offline.workers import pool
+from millrace.commands.offline.workers import for_workers, pool
 from millrace.commands.replay.logfeatures import Labels, LogRows
 from millrace.commands.replay.logsamples import learn_through
 from millrace.commands.replay.reading import about, name_of_log, reading, say_decisions
@@ -61,7 +61,7 @@ def delays(
     windows: str | Sequence[int] = WINDOWS,
     policies: str | Sequence[str] | None = None,
     segments: str | Sequence[str] | None = None,
-    model: str | None = None,
+    model: str | type[Any] | None = None,
     seed: int = 0,
     skip_bad: bool = False,
     spec: Mapping[str, Any] | None = None,
@@ -87,7 +87,8 @@ def delays(
         SettingError: an unknown policy, model or segment, no window above 0, or a folder that cannot be written.
     """
     took = Took()
-    named, by, spec = listed(policies), listed(segments), dict(spec or {}) | ({"model": model} if model else {})
+    named, by, spec = listed(policies), listed(segments), dict(spec or {})
+    spec |= {"model": for_workers(model, workers)} if model else {}
     for name in named:
         policy_named(name)
     spans = [span_ms(one) if isinstance(one, str) else one for one in listed(windows)]

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from learner.custom.ownclass import name_of
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
@@ -40,7 +41,7 @@ from millrace.commands.offline.compared import DEFAULT, KINDS, OWN, input_of, sp
 from millrace.commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.commands.offline.epochs import Scores, learn, score
 from millrace.commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
-from millrace.commands.offline.workers import pool
+from millrace.commands.offline.workers import for_workers, pool
 from millrace.commands.replay.reading import name_of_log
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs.frames import Log, log_parts
@@ -58,7 +59,7 @@ class Job:
 
     features: str
     seed: int
-    model: str
+    model: str | type[Any]
     inputs: str
     syncs: tuple[str, ...]
     cut: tuple[str, ...]
@@ -84,7 +85,7 @@ def freshness(
     slices: str | Sequence[str] = "",
     seeds: int = 1,
     seed: int = 0,
-    model: str = DEFAULT,
+    model: str | type[Any] = DEFAULT,
     inputs: Literal["own", "raw", "scaled"] = OWN,
     skip_bad: bool = False,
     workers: int | None = None,
@@ -108,7 +109,8 @@ def freshness(
 
     Raises:
         LogError, SchemaError: as :func:`~millrace.logs.read_log`; or one user alone, or one class.
-        SettingError: too few days, an unknown model, synchronisation or slice, or a folder that cannot be written.
+        SettingError: too few days, an unknown model, synchronisation or slice, or a folder that cannot be written; or
+            ``model`` is a class of a notebook or function, which worker processes cannot import.
     """
     took = Took()
     plan, parts, place = load_schema(schema), log_parts(log), None if out is None else Path(out)
@@ -119,6 +121,7 @@ def freshness(
     cuts = tuple(sync if cut is None else listed(cut))
     for name in cuts:
         period_ms(name)
+    model = for_workers(model, workers)
     model_of(plan, spec_of(model), seed)  # an unknown name is an error before anything long begins
     if place is not None:
         make_folder(place, "report.json")
@@ -165,7 +168,7 @@ def freshness(
         "log": ", ".join(str(part) for part in parts),
         "schema": plan.source,
         "schema_id": plan.id,
-        "model": model,
+        "model": name_of(model),
         "spec": ones[0]["spec"],
         "inputs": inputs,
         "seeds": list(range(seed, seed + seeds)),

@@ -19,7 +19,7 @@ OWN: Final = "own"
 KINDS = (*INPUTS, OWN)
 
 
-def spec_of(model: str) -> dict[str, Any]:
+def spec_of(model: str | type[Any]) -> dict[str, Any]:
     """The settings of a compared model.
 
     The original's models take their numbers unscaled and without a guard: they learn even a batch that harms them, as
@@ -36,7 +36,7 @@ def spec_of(model: str) -> dict[str, Any]:
     return {"model": model} | plain | unguarded
 
 
-def settings_of(model: str) -> str:
+def settings_of(model: str | type[Any]) -> str:
     """Whose settings :func:`spec_of` gives a model: "original" or "default"."""
     return "original" if model in ORIGINAL else "default"
 

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
+
+from learner.custom.ownclass import name_of
+from millrace.basics.errors import SettingError
 
 
 @contextmanager
@@ -33,6 +37,21 @@ def pool(
         processes.shutdown(wait=False, cancel_futures=True)
         raise
     processes.shutdown()
+
+
+def for_workers(model: str | type[Any], workers: int | None) -> str | type[Any]:
+    """A model for runs in a :func:`pool`: its name, or the class where all run in this process. Raises SettingError for
+    a class that other processes cannot import."""
+    if workers == 0 or not isinstance(model, type):
+        return model
+    shell = model.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    if shell or "<locals>" in model.__qualname__:
+        raise SettingError(
+            f"model '{name_of(model)}' was made in {'a notebook' if shell else 'a function'}, where worker processes "
+            "cannot find it",
+            "put the class into a file and import it, or use workers=0",
+        )
+    return name_of(model)
 
 
 class _Here(Executor):

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from learner.custom.ownclass import name_of
 from learner.network.dense import threads
 from learner.ranker.inputs import finite
 from learner.role.model_factory import check_named, model_of
@@ -55,7 +56,7 @@ class Model:
 
     Args:
         schema: with a ``[log]`` section, which names the columns of rows. All rows of a page come together.
-        model: its name, or module:Class.
+        model: its name, module:Class, or a class.
         spec: values of the model that differ from the default, as ``{"width": 8}``.
         seed: of the first weights.
         batch_rows: rows that are learnt together. 1 learns most often, and is slowest.
@@ -69,7 +70,7 @@ class Model:
         self,
         schema: Schema | Path | str,
         *,
-        model: str | None = None,
+        model: str | type[Any] | None = None,
         spec: Mapping[str, Any] | None = None,
         seed: int = 0,
         batch_rows: int = BATCH_ROWS,
@@ -157,15 +158,16 @@ class Model:
             raise SettingError(f"'{path}' cannot be written ({error.strerror})", "name another file") from None
 
     @classmethod
-    def load(cls, path: Path | str, model: str = "") -> Self:
+    def load(cls, path: Path | str, model: str | type[Any] = "") -> Self:
         """The model of a file, which goes on from it bit for bit. ``model``: the class of one's own that the file may
-        name, module:Class; no other is imported. Raises SnapshotError where the file is not of such a model."""
+        name, or its name, module:Class; no other is imported. Raises SnapshotError where it is not of such a model."""
         try:
             with np.load(path, allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
             about = msgspec.json.decode(arrays["about"].tobytes())
-            check_named(about["spec"], model, f"'{path}'")
-            made = cls(parse_schema(about["schema"]), spec=about["spec"], batch_rows=about["batch_rows"])
+            check_named(about["spec"], name_of(model), f"'{path}'")
+            spec = about["spec"] | ({"model": model} if isinstance(model, type) else {})
+            made = cls(parse_schema(about["schema"]), spec=spec, batch_rows=about["batch_rows"])
             made.learner.resume(Image.of_tensors(below("model/", arrays)), below("training/", arrays))
             made._newest_ms, made._usual_rows = int(arrays["newest"][0]), int(arrays["usual_rows"][0])
             made._usual = arrays["usual"]

@@ -77,7 +77,7 @@ def replay(
     out: Path | str | None = None,
     *,
     seed: int = 0,
-    model: str | None = None,
+    model: str | type[Any] | None = None,
     label_policy: str | None = None,
     skip_bad: bool = False,
     spec: Mapping[str, Any] | None = None,
@@ -91,7 +91,7 @@ def replay(
             order).
         out: a folder for report.json, run.json, report.html and plots.
         seed: of the model. The same seed gives the same report, bit for bit.
-        model: its name, or module:Class.
+        model: its name, module:Class, or a class.
         label_policy: when labels are learnt (default: the setting's); "immediate": at the exposure.
         skip_bad: leaves out and counts bad rows, instead of an error.
         spec: values of the model that differ from the default, as ``{"width": 8}``.
