@@ -24,9 +24,11 @@ MEMORY = "1GB"
 """That a SELECT, and sorting, takes at most; what does not fit lies in a folder meanwhile."""
 
 
-def bounded(room: Path) -> dict[str, Any]:
-    """How a database is opened that takes no more memory: what does not fit lies in ``room``."""
-    return {"memory_limit": MEMORY, "temp_directory": str(room)}
+def opened(room: Path | None, **how: Any) -> duckdb.DuckDBPyConnection:
+    """An empty database; with a ``room``, what does not fit into the memory that it may take lies there. It draws no
+    bar of its own, as it would in a notebook: on standard output."""
+    bounds = {} if room is None else {"memory_limit": MEMORY, "temp_directory": str(room)}
+    return duckdb.connect(":memory:", config=bounds | how).execute("SET enable_progress_bar=false")
 
 
 def literal(text: str) -> str:
@@ -49,8 +51,7 @@ class Query:
 
     def __init__(self, path: Path, form: FileForm, wanted: set[str] | None, room: Path) -> None:
         self.path, self.rows = path, 0
-        apart = {"file_search_path": str(path.parent), "python_enable_replacements": "false"}
-        self._sql = duckdb.connect(":memory:", config=bounded(room) | apart)
+        self._sql = opened(room, file_search_path=str(path.parent), python_enable_replacements="false")
         for extension in form.extensions:
             if not extension.isidentifier():
                 raise LogError(f"'{extension}' names no extension of DuckDB", "correct log.extensions")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from millrace.contracts.logforms import LogColumns
-from millrace.logs.query import bounded, name
+from millrace.logs.query import name, opened
 
 TS = "ts_ms"
 THREADS: int | None = None
@@ -94,8 +94,8 @@ class Sorting:
     @cached_property
     def _sql(self) -> duckdb.DuckDBPyConnection:
         """A database in which the rows are ``log``."""
-        how = bounded(self._room) | ({"threads": str(THREADS)} if THREADS else {})
-        return duckdb.connect(":memory:", config=how).register("log", self._read)
+        how = {"threads": str(THREADS)} if THREADS else {}
+        return opened(self._room, **how).register("log", self._read)
 
     def sorted(self, size: int) -> Iterator[pa.Table]:
         """The rows in their order, so many at a time."""

@@ -35,7 +35,7 @@ from millrace.logs.faults import Faults
 from millrace.logs.frames import Frame, FrameRows
 from millrace.logs.log_files import DATABASE, PARQUET, Ending, named, text_ending
 from millrace.logs.plain_types import common, plain, plain_type, plain_types
-from millrace.logs.query import Query, literal, name
+from millrace.logs.query import Query, literal, name, opened
 from millrace.logs.text import CSV, NO_QUOTING, FileForm, first_lines, unpacked
 from millrace.logs.values import is_text, mask
 
@@ -113,7 +113,7 @@ class LogSource:
 
     @cached_property
     def _sql(self) -> duckdb.DuckDBPyConnection:
-        return duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
+        return opened(None, autoinstall_known_extensions="false")
 
     def _open(
         self, file: Path | Frame, wanted: set[str] | None, form: FileForm, room: Path, lost: Faults | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -10,6 +12,7 @@ import pytest
 
 from millrace.basics.errors import LogError
 from millrace.logs import read_log
+from tests.architecture import ROOT
 from tests.scenes.small_logs import ROWS, schema, written
 
 ATTACHED = 'attach = { shop = "shop.duckdb" }\n'
@@ -115,3 +118,11 @@ def test_a_bad_row_of_a_select_is_a_fault_as_in_a_file(shop: Path) -> None:
         read_log(file, schema(ATTACHED))
     read = read_log(file, schema(ATTACHED), skip_bad=True)
     assert (read.skipped, read.table.num_rows) == (1, 5)
+
+
+def test_a_slow_question_draws_no_bar_where_there_is_no_program_file() -> None:
+    """As in a notebook, where DuckDB would draw one on standard output."""
+    asked = "SELECT current_setting('enable_progress_bar')"
+    code = f'from millrace.logs.query import opened; print(opened(None).sql("{asked}").fetchall())'
+    argv = [sys.executable, "-c", code]
+    assert subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout == "[(False,)]\n"
