@@ -120,7 +120,10 @@ class _Pages(NamedTuple):
         known, arm = KnownUser.of(shop.builder, user + 1, record), shop.arms.named(MODEL)
         rows = shop.recall(known, shop.now_ms, CANDIDATES, seed)
         ranked = self.ranker.rank(known, rows, shop.now_ms, {}, self.serving, outcomes=bool(how.weights))
-        pins, wanted = Pins.of(how, SIZE, shop.items, alive), PageDraw(SIZE, SIZE, len(rows), False, (0, seed))
+        pins, wanted = (
+            Pins.of(how, SIZE, shop.items, alive),
+            PageDraw(SIZE, SIZE, len(rows), False, (0, seed), shop.now_ms),
+        )
         parts = terms(self.ranker.builder.schema, ranked, how.weights) if how.weights else None
         worth, scores = None if parts is None else log_worth(parts), ranked.scores
         placed = self.reranker.place(how, arm, rows, scores, pins, alive[rows], wanted, shop.retrieval, worth)

@@ -15,14 +15,16 @@ that tables read from files have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from millrace.basics.hashing import value_hash
-from millrace.contracts.schema import DERIVED, ITEM_AGES, Field, Schema
+from millrace.contracts.schema import DERIVED, ITEM_AGES, MOST_DAYS, Field, Schema
 
 MOST_VALUES = 16
 """An item's values of one attribute in ``filters`` at most: the most slots of a categorical field."""
 
+AGE = ITEM_AGES[0]
+"""Pages are filtered and boosted by the age of items, whether or not it is a field."""
 Value = str | int | float | bool
 _AS_TEXT = {True: ("true", "True", "TRUE"), False: ("false", "False", "FALSE")}
 _TEXTS = {text: flag for flag, texts in _AS_TEXT.items() for text in texts}
@@ -40,17 +42,28 @@ def unknown(schema: Schema, names: Iterable[str]) -> tuple[str, str] | None:
     for name in names:
         if name not in known:
             if name in ITEM_AGES:
-                new = "for new items raise the share 'new' of the setting recall"
-                return (
-                    f"'{name}' changes with time, and pages are not filtered by it",
-                    f"{new}, or send a field of yours",
+                remedy = (
+                    'give only or not a range of age_days in days, as {"max": 0.25}, or boosts such ages: {"0.25": 2}'
                 )
+                return f"'{name}' changes with time, and has no values to tell apart", remedy
             text, use = name.replace('"', "'")[:40], f"use one of {', '.join(known) or 'none'}"
             remedy = f'{use}; or add filters = ["{text}"] at the top of the schema file and restart'
             if name in {field.name for field in schema.fields}:  # the schema refuses these among its filters
                 remedy = f'{use}; a number needs a range, as {{"min": 5}}; users and pages have none'
             return f"'{text}' is no attribute that this shop filters by", remedy
     return None
+
+
+def bad_boost(schema: Schema, boosts: Mapping[str, Iterable[str]]) -> tuple[str, str] | None:
+    """As :func:`unknown`, of boosts: attributes with their values; those of the age are days."""
+    for days in boosts.get(AGE, ()):
+        try:
+            good = 0 < float(days) <= MOST_DAYS
+        except ValueError:
+            good = False
+        if not good:
+            return f"'{AGE}' has '{days[:40]}'", "name the days up to which the factor holds, such as 0.25"
+    return unknown(schema, (name for name in boosts if name != AGE))
 
 
 def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[Value]:

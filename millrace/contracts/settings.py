@@ -135,6 +135,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         "Pages of the model that are drawn by chance, with logged propensities. 0: none. share[,rule[,temperature]],"
         " e.g. 0.05,softmax,0.5; rules: softmax, uniform, swap",
     ] = "0"
+    hide: Annotated[
+        str,
+        Meta(pattern="^((bought|clicked|seen)(,(bought|clicked|seen))*)?$"),
+        "what the user did is left out of /recommend unless a request says: bought,clicked,seen or some of them",
+    ] = ""
     bought_days: Annotated[NotNegative, "event time: an item that a user bought comes last"] = 7.0
     rerank: Annotated[
         Rerank, "weights, boosts, diversity and pins, read again when the file changes; see docs/how-to/filter-pages.md"
@@ -356,7 +361,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "gate": ("gate", "heldout_share", "teach_limits", "quarantine_minutes", "keep_minutes"),
     "serving": (
         *("workers", "candidates", "recall", "recall_index"),
-        *("control_share", "arms", "arms_value", "explore", "bought_days", "rerank"),
+        *("control_share", "arms", "arms_value", "explore", "hide", "bought_days", "rerank"),
     ),
     "limits": ("partitions", "broker_gib", "archive_days", "archive_features"),
     "demo": ("seed", "shoppers"),

@@ -27,7 +27,7 @@ from millrace.basics.hashing import mix, salt, value_hash
 from millrace.evidence.exploration import Exploration
 from millrace.evidence.rerank import Rerank
 
-Kind = Literal["model", "popular", "random"]
+Kind = Literal["model", "popular", "newest", "random"]
 RESERVED = "model", "control", "logged", "other", "lists"
 """Names that pages have already."""
 _MODEL, _CONTROL = RESERVED[:2]
@@ -39,7 +39,8 @@ class Arm(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the pages of an arm are made.
 
     ``model``: as all others, but for settings of its own; None: the shop's. ``popular``: the hottest items, the same
-    for everybody. ``random``: any item, by chance. ``learner``: whose model ranks the pages; empty: the first's.
+    for everybody. ``newest``: those born last. ``random``: any item, by chance. ``learner``: whose model ranks the
+    pages; empty: the first's.
     """
 
     kind: Kind

@@ -9,7 +9,7 @@ from copy import copy
 
 from millrace.basics.errors import SettingError
 from millrace.contracts.clock import EventClock
-from millrace.contracts.filter_attributes import unknown
+from millrace.contracts.filter_attributes import bad_boost
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
@@ -27,7 +27,7 @@ INDEX_TOPICS = frozenset({"items", "item counts"})
 
 def check_rerank(schema: Schema, how: Rerank) -> None:
     """Raises SettingError: a boost of an unknown attribute, or a weight of an unknown outcome."""
-    if found := unknown(schema, how.boosts or {}):
+    if found := bad_boost(schema, how.boosts or {}):
         raise SettingError(f"rerank: boosts {found[0]}", found[1])
     if found := unknown_weights(schema, how.weights or {}):
         raise SettingError(f"rerank: weights {found[0]}", found[1])
@@ -43,6 +43,9 @@ class Primary:
             Shares.of(recall)
         for how in (settings.rerank, *(arm.rerank for arm in settings.arms.values() if arm.rerank)):
             check_rerank(schema, how)
+        if "seen" in settings.hide and set(schema.ids) not in [set(key.columns) for key in schema.windows.keys]:
+            remedy = f"add [[windows.keys]] columns = {[*schema.ids]} to the schema, or leave it out"
+            raise SettingError("hide names 'seen', which this schema does not count", remedy)
         self.settings, self.schema, self.clock = settings, schema, clock
         self.builder, self.intake = FeatureBuilder(schema), Intake(schema)
         self.index = ItemIndex(self.builder)

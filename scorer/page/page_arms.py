@@ -20,7 +20,7 @@ from scorer.page.candidates import Recaller
 from scorer.page.page_wire import RequestError
 from scorer.page.rank import Ranker
 
-_MADE = {"model": MODEL, "random": CONTROL, "popular": OTHER}
+_MADE = {"model": MODEL, "random": CONTROL, "popular": OTHER, "newest": OTHER}
 
 
 class PageArm(NamedTuple):

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.hashing import U64, column_hash, combine, mix
 from millrace.contracts.events import Id
-from millrace.contracts.filter_attributes import asked_hashes, filterable, unknown
-from millrace.contracts.schema import DERIVED, ITEM_AGES
+from millrace.contracts.filter_attributes import AGE, asked_hashes, filterable, unknown
+from millrace.contracts.schema import DERIVED, EXPOSURE_AGE
 from scorer.catalog.itemtable import ItemRows
 from scorer.page import filterkernels as kernels
 from scorer.page.page_wire import Filters, ListRequest, Range, RequestError, filters_of
@@ -37,6 +38,7 @@ from scorer.users.userrecord import KnownUser
 MASK_BYTES = 16 << 20
 """Cache of a worker for masks of the last distinct pairs of ``only`` and ``not``."""
 _NOBODY = np.uint64(np.iinfo(np.uint64).max)
+_EVER_MS = 1e18  # longer than any age that is known
 _ENTRY_BYTES, _HASH_BYTES = 1024, 48
 """Python's overhead for a mask and its clauses, and for each value of its filter."""
 
@@ -97,10 +99,10 @@ class ItemFilters:
         if filters is None:
             return None
         for what, names in (("only", filters.only), ("not", filters.without), ("caps", filters.caps)):
-            ranges = [] if what == "caps" else [n for n in names if isinstance(names[n], Range) and n not in ITEM_AGES]
+            ranges = [] if what == "caps" else [n for n in names if isinstance(names[n], Range) and n != EXPOSURE_AGE]
             for name in ranges:
-                if name not in self._numbers:
-                    known = ", ".join(self._numbers) or "none"
+                if name not in self._numbers and name != AGE:
+                    known = ", ".join([*self._numbers, AGE])
                     problem = f"{what} '{name[:40]}' is no number, which a range needs"
                     raise RequestError(problem, f"give values, or use a numeric field of items: {known}")
             self.check(what, [name for name in names if name not in ranges])
@@ -127,11 +129,16 @@ class ItemFilters:
         rows = self._items.rows_of(self._left_out(filters, user, ts_ms))
         rows = rows[rows >= 0]
         seen = "seen" in filters.hide and self._seen is not None
-        if len(rows) or seen:
+        ages = [(r, keep) for of, keep in ((filters.only, True), (filters.without, False)) if (r := of.get(AGE))]
+        if len(rows) or seen or ages:
             mask = found.mask.copy()
             mask[rows] = False
             if seen:
                 self._take_seen(mask, user, ts_ms)
+            for asked, keep in ages:
+                low, high = (asked.low or 0.0) * DAY_MS, _EVER_MS if asked.high is None else asked.high * DAY_MS
+                age_ms = self._ages(ts_ms)  # whole; an age at an end of the range is within
+                mask &= ((age_ms > low - 0.5) & (age_ms < min(high, _EVER_MS) + 0.5)) == keep
             found = _allowed(mask)
         self._last = filters, user, ts_ms, self._items.generation, found
         return found
@@ -156,16 +163,20 @@ class ItemFilters:
         """Factors of odds by attribute and value, as :meth:`boosted` takes them."""
         made = []
         for name, given in factors.items():
-            of_hash = {h: math.log(factor) for value, factor in given.items() for h in asked_hashes([value])}
+            of_age = {round(float(days) * DAY_MS): math.log(f) for days, f in given.items()} if name == AGE else {}
+            of_hash = of_age or {h: math.log(factor) for value, factor in given.items() for h in asked_hashes([value])}
             hashes, logits = self._hashed(name, of_hash), np.array([*of_hash.values(), 0.0])
             at = np.argsort(hashes)
             made.append(Boosts(name, np.append(hashes[at], _NOBODY), logits[np.append(at, len(at))]))
         return made
 
-    def boosted(self, boosts: Iterable[Boosts], rows: ItemRows) -> NDArray[np.float64]:
-        """The sum of what the values of each item are given. (n,)"""
+    def boosted(self, boosts: Iterable[Boosts], rows: ItemRows, ts_ms: int) -> NDArray[np.float64]:
+        """The sum of what the values of each item are given, and of its age what the next longer one is. (n,)"""
         out = np.zeros(len(rows))
         for name, hashes, logits in boosts:
+            if name == AGE:
+                out += logits[np.minimum(np.searchsorted(hashes, self._ages(ts_ms, rows)), len(hashes) - 1)]
+                continue
             columns, first, stop = self._columns(name)
             own = columns[rows, first:stop]
             at = np.searchsorted(hashes, own)
@@ -215,6 +226,7 @@ class ItemFilters:
             (name, _limits(values) if isinstance(values, Range) else tuple(asked_hashes(values)), keep)
             for of, keep in ((filters.only, True), (filters.without, False))
             for name, values in of.items()
+            if name != AGE
         ]
         if self._of != items.generation:
             self._masks.clear()
@@ -244,9 +256,17 @@ class ItemFilters:
             return
         kernels.narrow(*self._columns(name), np.sort(self._hashed(name, asked)), keep, mask)
 
+    def _ages(self, ts_ms: int, rows: ItemRows | slice | None = None) -> NDArray[np.float64]:
+        """Ages of items, ms; infinite where the birth is not known. (n,)"""
+        born_ms = self._items.rows.born_ms[: len(self._items)] if rows is None else self._items.rows.born_ms[rows]
+        return np.where(born_ms > 0, np.maximum(ts_ms - born_ms, 0.0), np.inf)
+
     def _hashed(self, name: str, hashes: Iterable[int]) -> U64:
         """Value hashes as an attribute's columns have them."""
-        place, values = self._places[name], np.array(list(hashes), np.uint64)
+        values = np.array(list(hashes), np.uint64)
+        if name == AGE:  # limits in ms
+            return values
+        place = self._places[name]
         return values if place.named else mix(place.salt, values)
 
     def _columns(self, name: str) -> tuple[U64, int, int]:

@@ -23,6 +23,7 @@ from millrace.basics.durations import DAY_MIN, MINUTE_MS, text_of
 from millrace.basics.hashing import value_hash
 from millrace.contracts.clock import MAX_AHEAD_MS, EventClock
 from millrace.contracts.events import LOGGED, Id, PageLog
+from millrace.contracts.filter_attributes import bad_boost
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.evidence.rerank import PAGE_LIMIT, Rerank
@@ -42,14 +43,17 @@ from scorer.recall.candidate_lists import (
     ASKED,
     CONTROLLED,
     HOT,
+    NEW,
     PINNED,
     RANDOM,
     Allowed,
+    newest_page,
     popular_page,
     random_page,
 )
 from scorer.users.userrecord import KnownUser, Meters, UserStore, look_up
 
+_SOURCES = {"random": CONTROLLED, "popular": HOT, "newest": NEW}
 FILTERED = "f-"
 """Prefix of the ids of lists with filters, so a cursor shows that its expired list had some."""
 
@@ -141,9 +145,12 @@ class Serving(WorkerState):
         asked = page_wire.decode(body, page_wire.RecommendRequest)
         size = page_wire.check_recommend(asked, PAGE_LIMIT)
         cursor = None if asked.cursor is None else Cursor.of(asked.cursor, PAGE_LIMIT)
+        if asked.hide is UNSET and cursor is None and self.settings.hide:
+            asked = replace(asked, hide=self.settings.hide.split(","))
         filters = self.filters.of(asked)
         rerank = asked.rerank or Rerank()
-        self.filters.check("boosts", rerank.boosts or {})
+        if found := bad_boost(self.schema, rerank.boosts or {}):
+            raise RequestError(f"boosts {found[0]}", found[1])
         if found := unknown_weights(self.schema, rerank.weights or {}):
             raise RequestError(f"weights {found[0]}", found[1])
         request_id, ts_ms = self.identify(asked, logged=True)
@@ -183,7 +190,7 @@ class Serving(WorkerState):
         pins = Pins.of(page.rerank, size, self.items, self.passing(page))
         pool = self.lists.living if allowed is None else allowed.rows
         there = len(pool) - (int(np.isin(pool, pins.rows).sum()) if len(pins.rows) else 0)
-        draw = PageDraw(size, most, there, page.capped, (self._secret, seed))
+        draw = PageDraw(size, most, there, page.capped, (self._secret, seed), page.ts_ms)
         return PagePlan(page, arm, allowed, pins, draw, seed)
 
     async def _page(self, plan: PagePlan) -> page_wire.RecommendAnswer:
@@ -240,7 +247,7 @@ class Serving(WorkerState):
             if recalled is not None:  # a number among candidates means the same on all pages
                 among = await self.maker.set_of(page, recalled.rows)
             rows = self._unranked(plan)
-            sources, retrieval = np.full(len(rows), CONTROLLED if arm.kind == "random" else HOT, np.uint8), -1
+            sources, retrieval = np.full(len(rows), _SOURCES[arm.kind], np.uint8), -1
         pins = plan.pins.rows
         if len(pins):
             more = pins[~np.isin(pins, rows)]
@@ -276,6 +283,8 @@ class Serving(WorkerState):
         drawn = len(allowed.rows) if allowed is not None and capped else most
         if arm.kind == "random":
             rows = random_page(self.lists, drawn, np.random.default_rng(plan.seed), allowed)
+        elif arm.kind == "newest":
+            rows = newest_page(self.lists, drawn, allowed, self.items.rows.born_ms)
         else:
             rows = popular_page(self.lists, drawn, allowed, self.items.rows.born_ms, self.heat)
         rows = rows[self.items.alive[rows]]  # gone since the lists were made
@@ -300,7 +309,7 @@ class Serving(WorkerState):
                 rows, among = np.concatenate([taken, more]), scored.found.among
                 scored = await self.maker.score(page, rows, among, arm.learner, bool(_weights(page, arm)))
                 n = len(scored.rows)
-                shown = self._placed(plan, scored, PageDraw(n, n, n, True, (0, 0)))
+                shown = self._placed(plan, scored, PageDraw(n, n, n, True, (0, 0), page.ts_ms))
                 shown = shown.at(self.filters.fitting(filters, scored.rows[shown.order], size))
         return scored, shown.at(plan.pins.put(scored.rows[shown.order])), sources
 

@@ -121,9 +121,13 @@ class ListRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         dict[str, Annotated[int, Meta(extra_json_schema={"minimum": 1})]],
         Meta(description="By attribute: items of a page with the same value, at most", extra_json_schema=_FEW),
     ] = {}
-    hide: Annotated[
-        list[Annotated[str, Meta(extra_json_schema={"enum": list(HIDDEN)})]], Meta(description="What the user did")
-    ] = []
+    hide: (
+        Annotated[
+            list[Annotated[str, Meta(extra_json_schema={"enum": list(HIDDEN)})]],
+            Meta(description="What the user did; /recommend: default: the setting hide"),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class SimilarRequest(ListRequest, frozen=True, kw_only=True):
@@ -302,7 +306,8 @@ def check_recommend(asked: RecommendRequest, limit: int) -> int:
 def filters_of(asked: ListRequest) -> Filters | None:
     """The filters of a request, checked except for attribute names. None: nothing. Raises RequestError: too many,
     unknown, or together with a cursor."""
-    given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": asked.hide}
+    hide = asked.hide or []
+    given = {"exclude": asked.exclude, "only": asked.only, "not": asked.without, "caps": asked.caps, "hide": hide}
     names = [name for name, value in given.items() if value]
     if not names:
         return None
@@ -311,7 +316,7 @@ def filters_of(asked: ListRequest) -> Filters | None:
     if len(asked.exclude) > MOST_EXCLUDED:
         problem = f"exclude: {len(asked.exclude)} ids are too many"
         raise RequestError(problem, f"name at most {MOST_EXCLUDED}; 'hide' leaves out what the user did")
-    for name in asked.hide:
+    for name in hide:
         if name not in HIDDEN:
             raise RequestError(f"hide {name[:40]!r} is nothing to hide", f"use {', '.join(HIDDEN)}")
     for what, of in (("only", asked.only), ("not", asked.without), ("caps", asked.caps)):
@@ -323,7 +328,7 @@ def filters_of(asked: ListRequest) -> Filters | None:
             raise RequestError(f"caps '{attribute[:40]}' is {most}", remedy)
     only, without = (_clause(what, c) for what, c in (("only", asked.only), ("not", asked.without)))
     caps = {name: min(most, MAX_CAP) for name, most in asked.caps.items()}
-    return Filters(asked.exclude, only, without, caps, list(dict.fromkeys(asked.hide)))
+    return Filters(asked.exclude, only, without, caps, list(dict.fromkeys(hide)))
 
 
 def _clause(what: str, clause: Clause) -> dict[str, list[Value] | Range]:

@@ -103,6 +103,7 @@ class PageDraw(NamedTuple):
     there: int
     capped: bool
     seed: tuple[int, int]
+    ts_ms: int
 
 
 class Reranker:
@@ -139,7 +140,7 @@ class Reranker:
         first, order = order[pinned], order[~pinned]
         first = first[pins.put(rows[first])]
         size, most = max(1, wanted.size - len(first)), wanted.most - len(first)
-        ranking, odds = self._ranking(how, arm, rows, scores, order, most, retrieval, worth), NO_ODDS
+        ranking, odds = self._ranking(how, arm, rows, scores, order, most, wanted.ts_ms, retrieval, worth), NO_ODDS
         known = arm.exploration is not None and not wanted.capped
         if not arm.ranks:
             order = order[:most]
@@ -165,6 +166,7 @@ class Reranker:
         scores: Floats,
         order: Places,
         most: int,
+        ts_ms: int,
         retrieval: Retrieval | None,
         worth: NDArray[np.float64] | None,
     ) -> Floats | None:
@@ -182,7 +184,7 @@ class Reranker:
             z = worth[order]
         if boosts:
             table = self._boosts.get(id(boosts)) or self._filters.boosts(boosts)
-            made[order, BOOST] = self._filters.boosted(table, rows[order])
+            made[order, BOOST] = self._filters.boosted(table, rows[order], ts_ms)
         if diversity and retrieval is not None:
             near = np.zeros(len(order), np.float32)
             kernels.marginal(z + made[order, BOOST], retrieval.factors(rows[order]), diversity, most, near)

@@ -363,6 +363,12 @@ def popular_page(
     return hot[:size].astype(np.intp)
 
 
+def newest_page(lists: CandidateLists, size: int, allowed: Allowed | None, born_ms: NDArray[np.int64]) -> ItemRows:
+    """The living items born last, for everybody."""
+    living = lists.living if allowed is None else allowed.rows
+    return living[largest(born_ms[living], size)].astype(np.intp)
+
+
 def _new(waiting: ListedRows, most: int, seed: int) -> ItemRows:
     """A uniform random choice of the new items, so the place in the list does not matter."""
     out = np.empty(min(most, len(waiting)), np.intp)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -14,10 +15,12 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SchemaError
 from millrace.contracts.events import BadEventError, Item, to_json
 from millrace.contracts.profile_reader import Intake
 from millrace.contracts.schema import parse_schema
+from millrace.evidence.rerank import Rerank
 from scorer.page import candidates as page_candidates
 from scorer.page.candidates import Sources
 from scorer.recall.candidate_lists import Allowed
@@ -423,9 +426,13 @@ def test_a_part_of_a_list_with_filters_waits_for_the_scorer_and_is_not_made_with
         ({"not": {"price": {"min": 3, "max": 2.5}}}, ["not 'price': no number is in 3..2.5"]),
         ({"only": {"price": {"min": "3"}}}, ["min", "float"]),
         ({"only": {"price": {"from": 3}}}, ["from"]),
-        ({"only": {"region": {"min": 3}}}, ["only 'region' is no number", "a numeric field of items: price"]),
-        ({"only": {"age_days": {"max": 3}}}, ["only 'age_days' changes with time", "share 'new'"]),
-        ({"rerank": {"boosts": {"age_days": {"3": 2.0}}}}, ["'age_days' changes with time", "share 'new'"]),
+        ({"only": {"region": {"min": 3}}}, ["only 'region' is no number", "a numeric field of items: price, age_days"]),
+        ({"only": {"age_days": 3}}, ["only 'age_days' changes with time", "a range of age_days in days"]),
+        ({"caps": {"age_days": 3}}, ["caps 'age_days' changes with time"]),
+        ({"only": {"exposure_age_days": {"max": 3}}}, ["'exposure_age_days' changes with time", "age_days in days"]),
+        ({"only": {"age_days": {"min": 3, "max": 2}}}, ["no number is in 3..2"]),
+        ({"rerank": {"boosts": {"age_days": {"new": 2.0}}}}, ["boosts 'age_days' has 'new'", "such as 0.25"]),
+        ({"rerank": {"boosts": {"age_days": {"-1": 2.0}}}}, ["boosts 'age_days' has '-1'", "up to which"]),
         ({"hide": ["sold"]}, ["hide 'sold'", "bought, clicked, seen"]),
         ({"cursor": "a.1.1.5", "only": {"region": "eu"}}, ["'only' does not go with 'cursor'"]),
     ],
@@ -435,6 +442,58 @@ def test_a_bad_filter_is_one_line_that_names_value_and_remedy(body: dict[str, An
     assert "\n" not in error
     for word in words:
         assert word in error
+
+
+AGES_MS = [0, 60_000, 1_727_999, 1_728_000, 1_728_001, DAY_MS, 40 * DAY_MS]
+"""Around a limit of .02 days."""
+
+
+def aged_shop(**settings: Any) -> Shop:
+    """Items as old as that; then one that is yet to be born, and one of which nobody knows."""
+    born = [*(NOW_MS - age for age in AGES_MS), NOW_MS + 5, 0]
+    return Shop([Item(i, {"category": "c", "price": 1.0}, ms) for i, ms in enumerate(born)], **settings)
+
+
+@pytest.mark.parametrize(
+    ("body", "passing"),
+    [
+        ({"only": {"age_days": {"max": 0.02}}}, {0, 1, 2, 3, 7}),
+        ({"only": {"age_days": {"min": 0.02}}}, {3, 4, 5, 6}),
+        ({"only": {"age_days": {"min": 0.02, "max": 1}}}, {3, 4, 5}),
+        ({"only": {"age_days": {"max": 1e300}}}, set(range(8))),
+        ({"not": {"age_days": {"max": 1}}}, {6, 8}),
+        ({"only": {"age_days": {"max": 1}}, "not": {"age_days": {"max": 0.02}, "item_id": 4}}, {5}),
+    ],
+)
+def test_pages_are_filtered_by_ages_as_they_are_now(body: dict[str, Any], passing: set[int]) -> None:
+    shop = aged_shop(control_share=0)
+    assert set(map(int, ids(shop.ask(**body)))) == passing
+    if body == {"only": {"age_days": {"max": 0.02}}}:  # a millisecond later one is too old: no mask is kept
+        assert set(map(int, ids(shop.ask(**body, ts_ms=NOW_MS + 1)))) == passing - {3}
+
+
+def test_an_item_is_boosted_by_the_next_longer_age() -> None:
+    boosts = {"age_days": {"1": 3.0, "0.02": 0.5}}
+    shop, plain = aged_shop(control_share=0), aged_shop(control_share=0)
+    page = shop.ask(explain=True, rerank={"boosts": boosts})
+    given = {int(one["item_id"]): {r["input"]: r["effect"] for r in one["reasons"]} for one in page["items"]}
+    expected = dict.fromkeys([0, 1, 2, 3, 7], 0.5) | dict.fromkeys([4, 5], 3.0) | dict.fromkeys([6, 8], 1.0)
+    for number, factor in expected.items():
+        assert given[number].get("boost", 0.0) == pytest.approx(math.log(factor), abs=1e-6)
+    by_settings = aged_shop(control_share=0, rerank=Rerank(boosts=boosts))
+    assert ids(by_settings.ask()) == ids(page) != ids(plain.ask())
+
+
+def test_the_settings_hide_what_a_request_does_not_say() -> None:
+    did: dict[str, Any] = {"clicked": ["1"], "bought": ["2"], "seen": ["3"], "control_share": 0}
+    shop = Shop(some_items(6), hide="seen,bought", **did)
+    every = {str(i) for i in range(6)}
+    assert set(ids(shop.ask())) == every - {"2", "3"}
+    assert set(ids(shop.ask(hide=[]))) == every
+    assert set(ids(shop.ask(hide=["clicked"], exclude=["5"]))) == every - {"1", "5"}
+    assert set(joined(parts(shop, 2, 6))) == every - {"2", "3"}
+    assert set(ids(shop.ask(path="/popular", user_id="ann"))) == every, "of pages that are made for a person"
+    assert set(ids(Shop(some_items(6), **did).ask())) == every
 
 
 def test_seen_needs_counts_of_user_and_item() -> None:

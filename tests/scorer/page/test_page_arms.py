@@ -86,6 +86,17 @@ def test_a_popular_page_is_the_hottest_items_for_everybody_scored_and_logged() -
     assert len(np.frombuffer(log.scores, np.float32)) == 30
 
 
+def test_a_newest_page_is_what_was_born_last() -> None:
+    scene = shop(control_share=0, arms={"fresh": Arm("newest", 1)})
+    now = [Item(900 + i, ITEMS[0].attributes, NOW_MS - 900 + i) for i in range(5)]
+    scene.stock(now)
+    page = scene.ask(size=4, explain=True)
+    assert (ids(page), page["arm"]) == ([904, 903, 902, 901], "fresh")
+    assert {item["source"] for item in page["items"]} == {"new"}
+    scene.stock([Item(903, {}, now[3].born_ms, gone=True)], lists=False)
+    assert ids(scene.ask(size=3, exclude=[904])) == [902, 901, 900]
+
+
 def test_a_popular_list_goes_on_where_it_stopped_in_the_same_arm() -> None:
     scene = shop(control_share=0, arms={"hits": Arm("popular", 1)}, explore="0.5")
     hottest = [scene.scorer.items.ids[row] for row in scene.scorer.lists.hot[:25].tolist()]

@@ -158,7 +158,7 @@ def test_the_odds_of_a_click_count_as_many_times(boosts: Any, of: Any, by: str) 
 # -- pins --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["model", "random", "popular"])
+@pytest.mark.parametrize("arm", ["model", "random", "popular", "newest"])
 def test_pinned_items_stand_in_their_slots_and_the_others_around_them(arm: Any) -> None:
     rest: dict[str, Any] = {"control_share": 0, "arms": {} if arm == "model" else {"a": Arm(arm, 1.0)}}
     made, plain = shop(rerank=Rerank(pins={"33": 0, "8": 4, "21": 2, "5": 90}), **rest), shop(**rest)
@@ -318,6 +318,10 @@ def test_an_attribute_that_is_not_known_ends_the_scorer_at_its_start() -> None:
     for chosen in (Settings(rerank=how), Settings(arms={"a": Arm("model", 0.1, rerank=how)})):
         with pytest.raises(SettingError, match=r"^rerank: boosts 'color' is no attribute .*; use one of"):
             Primary(chosen, SCHEMA, EventClock(), lambda: NOW_MS)
+    with pytest.raises(SettingError, match=r"^rerank: boosts 'age_days' has 'old'; name the days up to which"):
+        Primary(Settings(rerank=Rerank(boosts={"age_days": {"old": 2.0}})), SCHEMA, EventClock(), lambda: NOW_MS)
+    with pytest.raises(SettingError, match=r"^hide names 'seen', .* add \[\[windows.keys\]\] columns = "):
+        Primary(Settings(hide="clicked,seen"), parse_schema(SHOP), EventClock(), lambda: NOW_MS)
 
 
 # -- Pages ordered by what clicks and outcomes are worth ---------------------------------------------------------------
