@@ -154,8 +154,9 @@ class Model:
         try:
             with Path(path).open("wb") as out:
                 np.savez(out, allow_pickle=False, **arrays)
-        except OSError as error:
-            raise SettingError(f"'{path}' cannot be written ({error.strerror})", "name another file") from None
+        except (OSError, TypeError, ValueError) as error:  # of the latter two: what is no path
+            why = getattr(error, "strerror", None) or error
+            raise SettingError(f"'{path}' cannot be written ({why})", "name another file") from None
 
     @classmethod
     def load(cls, path: Path | str, model: str | type[Any] = "") -> Self:

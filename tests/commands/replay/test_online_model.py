@@ -272,6 +272,9 @@ MISUSES: list[tuple[str, Callable[[mr.Model, Path], Any], type[MillraceError], s
     ("reasons below none", lambda m, d: m.explain(rows().head(1), most=-1), SettingError, "most -1; use"),
     ("half a reason", lambda m, d: m.explain(rows().head(1), most=cast(Any, 1.5)), SettingError, "most 1.5; use"),
     ("unsorted reasons", lambda m, d: m.explain(rows()[::-1]), LogError, "not in the order of time"),
+    ("a number to save", lambda m, d: m.save(cast(Any, 7.5)), SettingError, r"'7.5' cannot be written \(.*not float"),
+    ("no name to save", lambda m, d: m.save(str(d) + "/\0"), SettingError, r"cannot be written \(embedded null"),
+    ("a number to load", lambda m, d: mr.Model.load(cast(Any, 7.5)), SnapshotError, "'7.5' is no saved model"),
     ("a folder to save", lambda m, d: m.save(d), SettingError, "cannot be written"),
 ]
 
