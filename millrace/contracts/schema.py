@@ -279,7 +279,10 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         try:
             text = _toml({name: value for name, value in told.items() if value is not None})
         except (TypeError, ValueError) as error:
-            raise SchemaError(f"schema '{self.name}' cannot hold this entry ({error})", "give plain values") from None
+            raise SchemaError(
+                f"schema '{self.name}' cannot hold this entry ({error})",
+                "give plain values; what a function gives is a column, frame.assign(x=...), and a field of that name",
+            ) from None
         return parse_schema(text, f"{self.source}, edited")
 
     def __repr__(self) -> str:
@@ -498,7 +501,7 @@ def load_schema(path: Path | str | Schema) -> Schema:
         return path
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise SchemaError(f"schema file '{path}' cannot be read ({error})", "give the path of a TOML schema") from None
     return parse_schema(text, str(path))
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import millrace as mr
-from millrace.basics.errors import SettingError, SnapshotError
+from millrace.basics.errors import SchemaError, SettingError, SnapshotError
 from millrace.commands.cli import clifunctions
 from millrace.commands.cli.cli import app
+from millrace.contracts.schema import parse_schema
 from tests.architecture import ROOT
 from tests.learner.own_models import Hashed
 from tests.scenes.waiting import PATIENCE
@@ -258,6 +260,33 @@ def test_a_schema_is_guessed_edited_written_and_read(log: Path, tmp_path: Path) 
     edited.write(tmp_path / "edited.toml")
     assert mr.Schema.read(tmp_path / "edited.toml") == edited
     assert edited.edit(log={"disorder": None}).log != edited.log
+
+
+def test_a_feature_of_ones_own_is_a_column_and_a_field() -> None:
+    """Whether user and item fit decides the label; no other column says so."""
+    given = rows(1500)
+    fits = [(user + int(item[1:])) % 2 for user, item in zip(given["user"], given["item"], strict=True)]
+    frame = pd.DataFrame(given | {"click": fits}).astype({"user": "str"})
+    schema = parse_schema(SCHEMA)
+
+    def fit(row: Any) -> str:
+        return "fits" if (int(row["user"]) + int(row["item"][1:])) % 2 else "does not"
+
+    own = frame.assign(fit=frame.apply(fit, axis=1))
+    more = schema.edit(fields=[*schema.fields, {"name": "fit", "of": "context"}])
+    options: dict[str, Any] = {"spec": SMALL, "batch_rows": 8, "progress": False}
+    assert mr.replay(own, more, **options).total["auc"] > 0.75
+    assert mr.replay(frame, schema, **options).total["auc"] < 0.6
+    last = own.iloc[-1].to_dict()
+    model = mr.Model(more, spec=SMALL, batch_rows=8).learn(own.iloc[:-1])
+    yes, no = (float(model.predict({**last, "fit": value})[0]) for value in ("fits", "does not"))
+    assert yes > no
+    assert pa.table(model.explain(last))["input"][0].as_py() == "fit"
+    for fields in ([*schema.fields, fit], [*schema.fields, {"name": "fit", "of": "context", "function": fit}], fit):
+        with pytest.raises(SchemaError, match=r"cannot hold this entry .*function") as raised:
+            schema.edit(fields=fields)
+        assert "frame.assign(x=...), and a field of that name" in raised.value.remedy
+        assert "\n" not in str(raised.value)
 
 
 MORE = {
