@@ -23,6 +23,7 @@ BENCHMARKS = (
     "intake",
     "judge",
     "learner",
+    "peers",
     "recall",
     "replay",
     "safety",

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import runner
+from benchmarks import peers, runner
 from benchmarks.parts.tasteshop import Followed, Taste, followed
 from benchmarks.runner import BENCHMARKS, bench
 from benchmarks.tools.bench_figures import Figure, Say, figure
@@ -29,6 +29,14 @@ from tests.scenes.waiting import LONG
 def of_intake(figures: dict[str, float]) -> None:
     assert figures["acknowledged"] > 0
     assert figures["lost"] == figures["twice"] == 0
+
+
+def of_peers(figures: dict[str, float]) -> None:
+    assert len(figures) == 3 * 2 * len(peers.CONTESTANTS)
+    assert len({len(who.rates) for who in peers.CONTESTANTS.values()}) == 1
+    for name, value in figures.items():
+        if name.startswith("auc windows"):
+            assert value > 0.55, name
 
 
 def of_scorer(figures: dict[str, float]) -> None:
@@ -55,6 +63,7 @@ OWN: dict[str, Callable[[dict[str, float]], None] | None] = {
     "intake": of_intake,
     "judge": None,
     "learner": None,
+    "peers": of_peers,
     "replay": None,
     "scorer": of_scorer,
     "stores": of_stores,
