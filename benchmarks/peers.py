@@ -246,7 +246,7 @@ class Scores(NamedTuple):
 
 
 def run_through(name: str, log: LogArrays, rate: float, seed: int) -> Scores:
-    """A contestant's way through the log, as :func:`millrace.commands.replay.replayrun.run_log` takes a model through it."""
+    """A contestant's way through the log, as :func:`~millrace.commands.replay.replayrun.run_log` takes a model."""
     model = CONTESTANTS[name].make(log, rate, seed)
     cat, num = (log.cat, log.num) if isinstance(model, OnlineModel) else (log.ids, log.numbers)
     began = time.process_time()
