@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pytest
 from cyclopts import App
 
+import millrace as mr
 from learner.custom.ownclass import is_own, own_class
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
@@ -56,6 +58,19 @@ def test_a_schema_of_the_page_takes_items_that_fit_it_and_ids_by_their_names(tex
     assert ProfileChecks(schema).of_item(item, b"a") == []
     columns, _ = builder.attributes("item", {**item.attributes, "item_id": item.item_id})
     assert builder.keys(columns, 1).any(), "a key of items counts"
+
+
+def test_the_feature_of_the_page_is_one() -> None:
+    (source,) = blocks("how-to/describe-your-data", "python")
+    log = '[log]\ntime = "t"\nuser = "user_id"\nitem = "item_id"\nlabel = "clicked"\ntime_unit = "s"\n'
+    ids = {"user_id": [1, 2] * 20, "item_id": [3, 3, 4, 4] * 10, "clicked": [0, 1] * 20}
+    frame = pd.DataFrame(
+        ids | {"t": range(1_700_000_000, 1_700_000_040), "category": 1, "position": 0, "price": 6.0, "weight": 2.0}
+    )
+    names: dict[str, Any] = {"mr": mr, "frame": frame, "schema": parse_schema(SCHEMAS[0] + log)}
+    exec(compile(source, "describe-your-data.md", "exec"), names)
+    assert names["schema"].layout.num_names[:2] == ("price", "per_kg")
+    assert set(names["frame"]["per_kg"]) == {3.0}
 
 
 def test_the_ids_of_a_live_schema_are_named_by_its_log() -> None:

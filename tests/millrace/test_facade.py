@@ -190,15 +190,15 @@ def test_worker_processes_import_a_class_by_its_name(log: Path, tmp_path: Path) 
     class Here(Hashed):
         pass
 
-    schema, options = tmp_path / "schema.toml", {"train_days": 1, "sync": "never,daily", "progress": False}
-    ask: Any = partial(mr.freshness, log, schema, **options)
+    schema = tmp_path / "schema.toml"
+    ask: Any = partial(mr.freshness, log, schema, train_days=1, sync="never,daily", progress=False)
     found = [ask(model=OWN, workers=0), ask(model=Hashed, workers=1), ask(model=Here, workers=0)]
     assert found[0].report == found[1].report == found[2].report
     assert found[0].run["spec"] == found[1].run["spec"]
     assert found[1].run["model"] == OWN
     for function in (mr.freshness, mr.delays):
         with pytest.raises(SettingError, match="was made in a function, where worker processes") as raised:
-            function(log, schema, model=Here)  # type: ignore[operator]
+            function(log, schema, model=Here)
         assert "\n" not in str(raised.value)
         assert "put the class into a file" in raised.value.remedy
 
