@@ -18,7 +18,7 @@ from learner.retrieval.tower import Sides
 from learner.serving.overlay import Allocate
 from learner.serving.serving_model import ServingModel
 from learner.serving.staging import ModelWriter
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import SettingError, SnapshotError
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.versions.image import Array, Image
@@ -48,7 +48,9 @@ def model_of(schema: Schema, spec: Mapping[str, Any], seed: int, *, live: bool =
     """The untrained model of a spec, whose entry ``model`` names a registered model or a class, ``module:Class``. A
     class is imported, so the name must be of the caller's own settings or flags, never of a message. ``live``: later
     failures of a class are counted, and end nothing; else they are raised. Raises SettingError where the spec has an
-    unknown name or value; or the class cannot be imported, or breaks the rules."""
+    unknown name or value, or a bad seed; or the class cannot be imported, or breaks the rules."""
+    if not 0 <= seed < 1 << 63:
+        raise SettingError(f"seed {seed}", "use a whole number from 0 on, below 2^63")
     return OwnModel(schema, spec, seed, live=live) if is_own(spec.get("model")) else OnlineModel(schema, spec, seed)
 
 

@@ -499,6 +499,8 @@ def load_schema(path: Path | str | Schema) -> Schema:
     read."""
     if isinstance(path, Schema):
         return path
+    if not isinstance(path, Path | str):
+        raise SchemaError(f"a schema is no {type(path).__name__}", "give a Schema, or the path of its TOML file")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from millrace.basics.arrow_rows import ArrowRows
 from millrace.basics.errors import MillraceError, SettingError
-from millrace.reports.page import STYLE, body_of, png_of, write_all
+from millrace.reports.page import STYLE, body_of, make_folder, png_of, write_all
 from millrace.reports.plots import Plot
 
 
@@ -72,6 +72,7 @@ class Result(Mapping[str, Any]):
         """Writes report.json, run.json, report.html and the plots to the folder, as the command does. Raises
         SettingError when it cannot be written to."""
         self._folder = Path(out)
+        make_folder(self._folder, "report.json")
         write_all(self._folder, self.report, self.run, self.plots, self.title)
 
     def written(self, out: Path | str | None) -> Self:

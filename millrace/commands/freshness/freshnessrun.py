@@ -31,13 +31,14 @@ from learner.custom.ownclass import name_of
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
+from millrace.basics.arguments import checked
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.freshness.freshnessreport import Setup, report_of
 from millrace.commands.freshness.freshnessslices import day_slices, hour_slices, value_slices
 from millrace.commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, named
 from millrace.commands.freshness.measure import Measured, MeasuredScores, ScoredRows
 from millrace.commands.offline import rounds
-from millrace.commands.offline.compared import DEFAULT, KINDS, OWN, input_of, spec_of
+from millrace.commands.offline.compared import DEFAULT, OWN, input_of, spec_of
 from millrace.commands.offline.dataset import Dataset, open_dataset, plain_schema, prepare, scaled
 from millrace.commands.offline.epochs import Scores, learn, score
 from millrace.commands.offline.synchronising import BATCH, DAILY, NEVER, SYNCS, period_ms, run_sync_plan, sync_plan
@@ -72,6 +73,7 @@ class Job:
         return self.features == DAY_OLD and set(self.syncs) <= set(NIGHTLY)
 
 
+@checked
 def freshness(
     log: Log,
     schema: Schema | Path | str,
@@ -114,10 +116,8 @@ def freshness(
     """
     took = Took()
     plan, parts, place = load_schema(schema), log_parts(log), None if out is None else Path(out)
-    if features not in ("day-old", "live"):
-        raise SettingError(f"features {features!r}", "use day-old or live")
     old = features == "day-old" and plan.layout.K > 0  # without windows nothing can be a day old
-    sync = _checked(listed(sync), seeds, inputs)
+    sync = _checked(listed(sync), seeds)
     cuts = tuple(sync if cut is None else listed(cut))
     for name in cuts:
         period_ms(name)
@@ -190,15 +190,13 @@ _MANY = 1 << 30
 """Frozen features are wanted of all days: which are tested on is known when the log has been read."""
 
 
-def _checked(sync: Sequence[str], seeds: int, inputs: str) -> tuple[str, ...]:
+def _checked(sync: Sequence[str], seeds: int) -> tuple[str, ...]:
     for name in sync:
         period_ms(name)
     if len(set(sync)) < 2:
         raise SettingError(f"--sync {','.join(sync)}", "name two models or more to compare")
     if seeds < 1:
         raise SettingError(f"{seeds} seeds", "use --seeds 1 or more")
-    if inputs not in KINDS:
-        raise SettingError(f"inputs {inputs}", f"use one of {', '.join(KINDS)}")
     rank = {NEVER: -2.0, DAILY: -1.0, BATCH: math.inf}
     return tuple(sorted(set(sync), key=lambda s: rank[s] if s in rank else 1.0 / (period_ms(s) or 1)))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from millrace.basics.arguments import checked
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import LogError, SchemaError, SettingError
@@ -86,7 +87,7 @@ def guess_schema(log: Log, out: Path | str | None = None) -> Guess:
     place, parts = None if out is None else Path(out), log_parts(log)
     if place is not None and place.exists():
         raise SettingError(f"'{place}' is there already", "name another file, or remove it")
-    if len(parts) > 1:
+    if len(parts) != 1:
         raise LogError(f"a guess of {len(parts)} paths", "name one of them, or their folder")
     (part,) = parts
     with as_file(part) if isinstance(part, Frame) else nullcontext(part) as path:
@@ -102,6 +103,7 @@ def guess_schema(log: Log, out: Path | str | None = None) -> Guess:
     return found
 
 
+@checked
 def guess(log: Log, out: Path | str | None = None) -> Schema:
     """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
     comment on each decision.

@@ -30,6 +30,8 @@ def pool(
             begin(*given)
         yield _Here()
         return
+    if workers is not None and workers < 0:
+        raise SettingError(f"{workers} workers", "use 1 or more, or 0 for this process alone")
     processes = ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn"), begin, given)
     try:
         yield processes

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
+from millrace.basics.arguments import checked
 from millrace.commands.proofs import leak_audit
 from millrace.commands.proofs.altered import altered_side
 from millrace.commands.proofs.auditreport import error_of, plots_of, print_report, report_of
@@ -31,6 +32,7 @@ from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result
 
 
+@checked
 def audit(
     log: Log,
     schema: Schema | Path | str,
@@ -60,6 +62,7 @@ def audit(
     plan, parts, folder = load_schema(schema), log_parts(log), None if out is None else Path(out)
     labels, settings = labels_of(label_policy)
     wanted = settings.spec() | dict(spec or {}) | ({"model": model} if model else {})
+    model_of(plan, wanted, seed)  # an unknown one is an error before anything long begins
     if folder is not None:
         make_folder(folder, "report.json")
 

@@ -28,6 +28,7 @@ from learner.custom.ownclass import name_of
 from learner.network.dense import threads
 from learner.ranker.inputs import finite
 from learner.role.model_factory import check_named, model_of
+from millrace.basics.arguments import checked
 from millrace.basics.arrow_rows import package
 from millrace.basics.errors import UNFIT, LogError, SchemaError, SettingError, SnapshotError
 from millrace.commands.replay.grouped import page_codes
@@ -66,6 +67,7 @@ class Model:
         SettingError: an unknown model or value.
     """
 
+    @checked
     def __init__(
         self,
         schema: Schema | Path | str,
@@ -198,7 +200,7 @@ class Model:
     def _read(self, rows: Rows, labelled: bool = True) -> LogTable:
         if isinstance(rows, Mapping):
             rows = [rows]
-        if isinstance(rows, list | tuple):
+        if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
             rows = _table(rows)
         frame = Frame(rows)
         if not labelled:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from river import evaluate, metrics
 
 import millrace as mr
-from millrace.basics.errors import LogError, MillraceError, SchemaError, SettingError, SnapshotError
 from millrace.contracts.schema import parse_schema
 
 SCHEMA = parse_schema("""
@@ -245,45 +243,3 @@ def test_river_evaluates_it_at_once_and_with_delayed_labels() -> None:
     late: Any = evaluate.progressive_val_score(pairs, model.river(), log_loss(), moment="at", delay=3_600_000)
     assert late.get() != found.get(), "the model knew less"
     assert state(model) == state(made(1).learn(log()))
-
-
-def rows(**columns: Any) -> pd.DataFrame:
-    return log().to_pandas().assign(**columns)
-
-
-MISUSES: list[tuple[str, Callable[[mr.Model, Path], Any], type[MillraceError], str]] = [
-    ("unsorted", lambda m, d: m.learn(rows()[::-1]), LogError, "not in the order of time; sort them by 'at'"),
-    ("back in time", lambda m, d: m.learn(log()).learn(log()), LogError, r"a row of .* comes after one of .*; sort"),
-    ("predict the past", lambda m, d: m.learn(log()).predict(rows().head(1)), LogError, "comes after one of"),
-    ("no label", lambda m, d: m.learn(rows().drop(columns="click")), SchemaError, "lack the column 'click'"),
-    ("no user", lambda m, d: m.predict({"at": 1_650_758_400_000, "item": "i1"}), SchemaError, "lack the column 'user'"),
-    ("texts as labels", lambda m, d: m.learn(rows(click="maybe")), LogError, "label 'click' has the value maybe"),
-    ("a path", lambda m, d: m.learn(cast(Any, "log.parquet")), LogError, "a log is no str; give"),
-    ("no rows", lambda m, d: m.predict([]), LogError, "has no rows"),
-    ("mixed rows", lambda m, d: m.predict([{"at": 1}, {"at": "x"}]), LogError, "'at' has values of several kinds"),
-    ("a bad time", lambda m, d: m.predict(unlabelled({**log().to_pylist()[0], "at": 5})), LogError, "before 1990"),
-    ("no [log]", lambda m, d: mr.Model(BARE), SchemaError, r"no \[log\] section"),
-    ("an unknown model", lambda m, d: mr.Model(SCHEMA, model="gpt"), SettingError, "'gpt'"),
-    ("an unknown value", lambda m, d: mr.Model(SCHEMA, spec={"wdith": 4}), SettingError, "wdith"),
-    ("batches of none", lambda m, d: mr.Model(SCHEMA, batch_rows=0), SettingError, "batch_rows 0"),
-    ("no such file", lambda m, d: mr.Model.load(d / "no.npz"), SnapshotError, "is no saved model"),
-    ("another file", lambda m, d: mr.Model.load(Path(__file__)), SnapshotError, "is no saved model"),
-    ("no reasons", lambda m, d: m.explain(rows().head(1), most=0), SettingError, "most 0; use a whole number"),
-    ("reasons below none", lambda m, d: m.explain(rows().head(1), most=-1), SettingError, "most -1; use"),
-    ("half a reason", lambda m, d: m.explain(rows().head(1), most=cast(Any, 1.5)), SettingError, "most 1.5; use"),
-    ("unsorted reasons", lambda m, d: m.explain(rows()[::-1]), LogError, "not in the order of time"),
-    ("a number to save", lambda m, d: m.save(cast(Any, 7.5)), SettingError, r"'7.5' cannot be written \(.*not float"),
-    ("no name to save", lambda m, d: m.save(str(d) + "/\0"), SettingError, r"cannot be written \(embedded null"),
-    ("a number to load", lambda m, d: mr.Model.load(cast(Any, 7.5)), SnapshotError, "'7.5' is no saved model"),
-    ("a folder to save", lambda m, d: m.save(d), SettingError, "cannot be written"),
-]
-
-
-@pytest.mark.parametrize(("misuse", "kind", "words"), [case[1:] for case in MISUSES], ids=[case[0] for case in MISUSES])
-def test_a_misuse_is_one_line_with_a_remedy(
-    misuse: Callable[[mr.Model, Path], Any], kind: type[MillraceError], words: str, tmp_path: Path
-) -> None:
-    with pytest.raises(kind, match=words) as raised:
-        misuse(made(), tmp_path)
-    assert "\n" not in str(raised.value)
-    assert raised.value.remedy
