@@ -24,47 +24,10 @@ from millrace.commands.cli.cli import app
 from millrace.contracts.schema import parse_schema
 from tests.architecture import ROOT
 from tests.learner.own_models import Hashed
+from tests.scenes.tiny_log import SCHEMA, SMALL, rows
 from tests.scenes.waiting import PATIENCE
 
 HEAVY = {"numpy", "pyarrow", "duckdb", "numba", "torch", "matplotlib", "pandas", "polars", "river", "asyncio"}
-
-SCHEMA = """
-name = "tiny"
-[log]
-time = "at"
-user = "user"
-item = "item"
-label = "click"
-time_unit = "ms"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
-"""
-SMALL = {"width": 4, "hidden": [8], "blocks": 1}
-START_MS = 1_650_758_400_000
-
-
-def rows(n: int = 300) -> dict[str, list[Any]]:
-    rng = np.random.default_rng(4)
-    return {
-        "at": (START_MS + np.sort(rng.integers(0, 2 * 86_400_000, n))).tolist(),
-        "user": rng.integers(1, 9, n).tolist(),
-        "item": [f"i{k}" for k in rng.integers(0, 12, n)],
-        "price": np.round(rng.random(n), 3).tolist(),
-        "click": (rng.random(n) < 0.3).astype(int).tolist(),
-    }
 
 
 @pytest.fixture

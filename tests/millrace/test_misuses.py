@@ -16,7 +16,7 @@ from millrace.basics.arguments import checked
 from millrace.basics.errors import LogError, MillraceError, SchemaError, SettingError, SnapshotError
 from millrace.contracts.schema import parse_schema
 from millrace.reports.result import Result
-from tests.millrace.test_facade import SCHEMA, SMALL, START_MS, rows
+from tests.scenes.tiny_log import SCHEMA, SMALL, START_MS, rows
 
 PLAN = parse_schema(SCHEMA)
 TIMED = PLAN.edit(log={"action_times": {"click": "clicked_at"}})
