@@ -28,7 +28,10 @@ def opened(room: Path | None, **how: Any) -> duckdb.DuckDBPyConnection:
     """An empty database; with a ``room``, what does not fit into the memory that it may take lies there. It draws no
     bar of its own, as it would in a notebook: on standard output."""
     bounds = {} if room is None else {"memory_limit": MEMORY, "temp_directory": str(room)}
-    return duckdb.connect(":memory:", config=bounds | how).execute("SET enable_progress_bar=false")
+    made = duckdb.connect(":memory:", config=bounds | how)
+    if made.sql("SELECT current_setting('enable_progress_bar')").fetchall()[0][0]:  # a kernel without any refuses SET
+        made.execute("SET enable_progress_bar=false")
+    return made
 
 
 def literal(text: str) -> str:

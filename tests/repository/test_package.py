@@ -23,12 +23,18 @@ import aiokafka.codec
 import aiokafka.record.util
 import kafka.codec
 import kafka.record.util
+import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from millrace import __version__
 from tests.architecture import ROOT
+from tests.scenes.tiny_log import SMALL, rows
+from tests.scenes.waiting import LONG
 
 PACKAGES = {"millrace", "simulator", "stream", "learner", "scorer"}
 """The import names that an installation adds, and no others."""
@@ -102,6 +108,27 @@ def test_the_installed_command_runs_and_finds_its_data(site: Path) -> None:
     assert installed(site, "-m", "millrace", "--help") == commands
     for name in ("demo", "up", "run", "log", "model", "data", "config"):
         assert re.search(rf"\b{name}\b", commands)
+
+
+@pytest.mark.slow
+def test_the_installed_package_answers_in_a_notebook(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a kernel of its own, in a folder with nothing but a log."""
+    pq.write_table(pa.table(rows()), tmp_path / "log.parquet")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    cells = (
+        "import millrace as mr\nprint(mr.__file__)",
+        "schema = mr.guess('log.parquet')\nschema",
+        f"mr.replay('log.parquet', schema, spec={SMALL}, progress=False)",
+    )
+    made = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))  # type: ignore[no-untyped-call]
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(made, timeout=LONG, kernel_name="python3", resources=where).execute()
+    (printed,), (guessed,), (replayed,) = (cell.outputs for cell in made.cells)
+    assert Path(printed.text.strip()).is_relative_to(site)
+    assert "time 'at', user 'user', item 'item', label 'click'" in guessed.data["text/plain"]
+    assert "Replay of log.parquet" in replayed.data["text/html"]
 
 
 KERNELS = sorted(
