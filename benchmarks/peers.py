@@ -249,9 +249,10 @@ def run_through(name: str, log: LogArrays, rate: float, seed: int) -> Scores:
     """A contestant's way through the log, as :func:`~millrace.commands.replay.replayrun.run_log` takes a model."""
     model = CONTESTANTS[name].make(log, rate, seed)
     cat, num = (log.cat, log.num) if isinstance(model, OnlineModel) else (log.ids, log.numbers)
-    began = time.process_time()
-    p = learn_through(model, log.rows, cat, num, log.samples, BATCH_ROWS)
-    return Scores(p, time.process_time() - began)
+    with threads(1):
+        began = time.process_time()
+        p = learn_through(model, log.rows, cat, num, log.samples, BATCH_ROWS)
+        return Scores(p, time.process_time() - began)
 
 
 def best_rate(name: str, log: LogArrays, rates: int | None = None) -> float:
@@ -278,7 +279,7 @@ SHORT = Size(20, 2, 1)
 def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
     """The figures, as in the module's text."""
     size = size or Size()
-    with TemporaryDirectory(prefix="millrace-peers-", dir=out) as folder, threads(1):
+    with TemporaryDirectory(prefix="millrace-peers-", dir=out) as folder:
         log, schema = _log(Path(folder), size, say)
         for inputs, plan in {"fields": schema.edit(windows={"keys": []}), "windows": schema}.items():
             arrays = LogArrays(log, plan)

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from benchmarks import peers
 from tests.architecture import ROOT
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import LONG
@@ -40,7 +41,20 @@ def of_ten_lines(said: list[str]) -> None:
     assert said[-1].strip() == "5 items for ann, the first was clicked; 0 events refused"
 
 
+def of_against_others(said: list[str]) -> None:
+    last = said[-1].splitlines()
+    assert last[0] == "mr.replay gives the same scores: True"
+    found = re.findall(rf"(.+?) +AUC {FIGURE}, log loss {FIGURE}, [\d,]+ rows/s", said[-1])
+    figures = {name.strip(): float(auc) for name, auc, _ in found}
+    assert set(figures) == set(peers.CONTESTANTS)
+    assert min(figures.values()) > 0.55, figures
+    best = max(figures, key=lambda name: figures[name])
+    assert last[-1].startswith(f"the best AUC has {best}: ")
+    assert any(text.startswith("class VowpalWabbit:") for text in said), "the notebook shows each contestant's code"
+
+
 OWN: dict[str, Callable[[list[str]], None]] = {
+    "against-others": of_against_others,
     "ten-lines": of_ten_lines,
     "worth-it": of_worth_it,
 }
