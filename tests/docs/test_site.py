@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -33,6 +34,21 @@ def test_every_page_is_there_and_found_by_search(site: Path) -> None:
     }
     assert {page.removesuffix("README.md").removesuffix(".md") + "/" for page in pages - {"README.md"}} <= found
     assert {"", "pages/", "CHANGELOG/", "changes/0.2.0/", "SECURITY/", "client/", "examples/shop-app/"} <= found
+
+
+def test_every_notebook_is_a_page_with_its_texts_and_code_in_the_menu(site: Path) -> None:
+    menu = site.joinpath("index.html").read_text()
+    notebooks = sorted((ROOT / "docs").rglob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        place = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        page = html.unescape(re.sub(r"<[^>]+>", "", site.joinpath(place, "index.html").read_text()))
+        for cell in json.loads(path.read_text())["cells"]:
+            lines = "".join(cell["source"]).splitlines()
+            last = re.sub(r"\]\([^)]+\)|[`\[#]", "", lines[-1]).strip()
+            assert last in re.sub(r"[`\[]", "", page) if cell["cell_type"] == "markdown" else lines[-1] in page, place
+        assert f'href="{place}/"' in menu
+        assert not site.joinpath(f"{place}.ipynb").exists()
 
 
 def test_its_home_is_the_readme_with_the_moving_picture(site: Path) -> None:
