@@ -222,8 +222,11 @@ def millrace_spec(model: str, factor: float) -> dict[str, Any]:
     return {"model": model, **rates}
 
 
-def millrace(model: str) -> Contestant:
-    return Contestant(lambda log, factor, seed: OnlineModel(log.schema, millrace_spec(model, factor), seed), FACTORS)
+def millrace(model: str, chance: bool = True) -> Contestant:
+    def make(log: LogArrays, factor: float, seed: int) -> OnlineModel:
+        return OnlineModel(log.schema, millrace_spec(model, factor), seed)
+
+    return Contestant(make, FACTORS, chance)
 
 
 CONTESTANTS = {
@@ -232,7 +235,7 @@ CONTESTANTS = {
     "lightgbm nightly": Contestant(LightGBM, (0.01, 0.02, 0.05, 0.1, 0.2)),
     "torch-rechub": Contestant(TorchRechub, (0.0003, 0.001, 0.003, 0.01, 0.03)),
     "millrace": millrace("wide_resnet"),
-    "millrace logistic": millrace("logistic"),
+    "millrace logistic": millrace("logistic", chance=False),
     "millrace deepfm": millrace("deepfm"),
 }
 """By name. All have as many rates."""

@@ -87,7 +87,6 @@ def test_copies_are_dropped_for_all_and_millrace_is_a_replay() -> None:
     read = mr.read(doubled, SCHEMA)
     assert (read.table.num_rows, read.duplicates) == (ROWS, 500)
     p = scores("millrace", LogArrays(read, SCHEMA))
-    replay = mr.replay(
-        doubled, SCHEMA, label_policy=POLICY, spec=millrace_spec("wide_resnet", 1.0), seed=0, progress=False
-    )
+    spec = millrace_spec("wide_resnet", CONTESTANTS["millrace"].rates[3])
+    replay = mr.replay(doubled, SCHEMA, label_policy=POLICY, spec=spec, seed=0, progress=False)
     np.testing.assert_array_equal(p, replay.scores.to_pandas()["score"])
