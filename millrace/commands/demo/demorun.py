@@ -30,6 +30,7 @@ from millrace.commands.demo.conservation import Ledger
 from millrace.commands.demo.curves import draw, thirds
 from millrace.commands.demo.demoreport import make_report, summary, write_report
 from millrace.commands.demo.past import PastEvents, check_days, filled, held_by, learnt_until, live_through, opening
+from millrace.commands.demo.personclicks import PersonClicks
 from millrace.commands.demo.settle import DRAIN_SECONDS, Drained, Settlement, labels_take, settle
 from millrace.commands.demo.twin import LoggedPages
 from millrace.commands.loop.host import READY_SECONDS, Host, made
@@ -84,7 +85,7 @@ class Demo(Host):
         self.beside = (*(("archive",) if options.archive else ()), *settings.learner_roles)
         super().__init__(settings, folder, ending, RunStatus((*ROLES, *self.beside)), options.speed)
         self.options = options
-        self.held = PastEvents()
+        self.held, self.person = PastEvents(), PersonClicks()
         self.began_s = time.monotonic()
         self.past_s = 0.0
         self.clicks: list[Stages] = []  # what clicks took until the shop opened, and until the end of each third
@@ -181,6 +182,7 @@ class Demo(Host):
         if self.options.history_days:
             self.say(f"ready after {self.ready_s:.0f} s, {self.past_s:.0f} of them for the past")
         self.started_ms = wall_ms()
+        self.person.open(self.settings)
         self.phase = "running"
         self.clicks = [monitor.stages()]
         for _ in range(3):
@@ -197,6 +199,7 @@ class Demo(Host):
         self.say("stopping the shoppers; draining")
         last = self.monitor.look()
         ended_ms = wall_ms()
+        self.person.close()
         self.stop_role("simulate")
         dry = Drained(self.monitor, self.settings.idle_seconds)
         if labels_take(self.settings) > LABELS_SECONDS:
@@ -209,7 +212,7 @@ class Demo(Host):
         self.phase = "auditing"
         self.view.tick()
         freshness_s, since = last.figures["freshness_s"], self.held.offsets
-        return settle(self, dry, freshness_s, since, ended_ms)
+        return settle(self, dry, freshness_s, since, ended_ms, self.person)
 
 
 def may_take_usual_ports(stack: ExitStack) -> bool:
@@ -275,7 +278,8 @@ def _run(settings: Settings, options: DemoOptions, folder: Path, signals: Signal
     made(folder)
     with ExitStack() as stack:
         run = Demo(settings, options, folder, signals.ending)
-        run.show(stack, options.page_port)
+        stack.callback(run.person.close)
+        run.show(stack, options.page_port, run.person.send)
         run.open(stack)
         if signals.ending.is_set():
             return 143 if signals.hurry else 130

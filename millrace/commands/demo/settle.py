@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from millrace.basics.errors import ConservationError
 from millrace.commands.demo.conservation import Apart, Ledger, Offsets, Reported, check
+from millrace.commands.demo.personclicks import PersonClicks
 from millrace.commands.loop.host import Host
 from millrace.commands.loop.monitor import Monitor, Picture
 from millrace.contracts.clock import MAX_AHEAD_MS
@@ -118,9 +119,11 @@ def settle(
     freshness_s: float | None = None,
     since: Offsets | None = None,
     ended_wall_ms: int = 0,
+    person: PersonClicks | None = None,
 ) -> tuple[Ledger, Settlement]:
     """Reads the topics between two looks at the roles that agree, so that both speak of one moment, and checks them.
-    Roles and services that die meanwhile are started again, and the topics are read again."""
+    Roles and services that die meanwhile are started again, and the topics are read again. ``person``: sent what the
+    simulator does not know of."""
     settings, monitor, supervisor = host.settings, host.monitor, host.supervisor
     assert monitor is not None
     for _ in range(_TRIES):
@@ -138,6 +141,8 @@ def settle(
     trained = _whole(picture, "trained") if one_life else picture.model.get("trained")
     refused = round(monitor.roles["learn"].total("millrace_samples_refused_total"))
     own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
+    for name, more in (("exposures", person.exposures), ("clicks", person.clicks)) if person is not None else ():
+        own[name] = None if (sent := own[name]) is None else sent + more
     apart = Apart(**{name: _whole(picture, name) or 0 for name in Apart.__slots__})
     reported = Reported(
         pending=_whole(picture, "pending"),

@@ -28,12 +28,12 @@ import structlog
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.errors import UNFIT, BrokerError, ServiceError, SettingError, one_line
 from millrace.commands.loop.monitor import Monitor, Picture
-from millrace.commands.loop.page import PageServer
+from millrace.commands.loop.page import PageServer, Send, unsent
 from millrace.commands.loop.scrape import scrape_file
 from millrace.commands.loop.series import Series
 from millrace.commands.loop.signals import AtOnce
 from millrace.commands.loop.status import RunStatus, State, state_of
-from millrace.commands.loop.titles import titles
+from millrace.commands.loop.titles import titles, watchable
 from millrace.commands.loop.view import View
 from millrace.connections.kafka_security import security_of
 from millrace.contracts.settings import Settings
@@ -229,9 +229,9 @@ class Host:
 
     # -- services --------------------------------------------------------------------------------------------
 
-    def show(self, stack: ExitStack, page_port: int | None) -> None:
-        """Opens the live page and the program's own log, until ``stack`` is closed. Raises PortError if the page's port
-        is taken."""
+    def show(self, stack: ExitStack, page_port: int | None, send: Send = unsent) -> None:
+        """Opens the live page and the program's own log, until ``stack`` is closed. ``send``: see
+        :class:`~millrace.commands.loop.page.PageServer`. Raises PortError if the page's port is taken."""
         logs = self.folder / "logs"
         own = stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8"))
         calm_logs(own, self.settings.log_format)
@@ -242,6 +242,8 @@ class Host:
             lambda role: getattr(self.monitor, role) if self.monitor else "",
             self.settings,
             lambda items: titles(self.settings, items),
+            send,
+            lambda: watchable(self.settings),
         )
         stack.callback(page.stop)
         self.view.page = page.url

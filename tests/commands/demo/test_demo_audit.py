@@ -17,6 +17,7 @@ from millrace.basics.errors import BrokerError, ConservationError
 from millrace.commands.demo import settle as module
 from millrace.commands.demo.conservation import Apart, Ledger, Reported, check
 from millrace.commands.demo.past import PastEvents, opening
+from millrace.commands.demo.personclicks import PersonClicks
 from millrace.commands.demo.servedrows import auc_of
 from millrace.commands.demo.settle import Drained, settle
 from millrace.commands.loop import host as hosts
@@ -472,3 +473,24 @@ def test_the_books_are_read_again_until_the_loop_is_dry_and_nothing_moves(
     assert found.problem is not None
     assert "the stream holds 4 pending" in str(found.problem)
     assert host.notes == ["not drained after 60 s: stream silent"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "no click: "),
+        (b'{"request_id": "p", "user_id": 7, "ts_ms": 1, "item": 3}', 400, "fields: request_id, user_id, ts_ms, items"),
+        (
+            b'{"request_id": "p", "user_id": 7, "ts_ms": 1, "items": [3], "position": 1}',
+            400,
+            "position 1 of a page of 1",
+        ),
+        (b'{"request_id": "p", "user_id": 7, "ts_ms": 1, "items": [3]}', 409, "the shop is not open"),
+    ],
+)
+def test_a_persons_click_is_refused_in_one_line_where_it_cannot_be_counted(body: bytes, status: int, said: str) -> None:
+    person = PersonClicks()
+    found, answer = person.send(body)
+    assert (found, said in answer.decode()) == (status, True), answer
+    assert b"\n" not in answer
+    assert (person.exposures, person.clicks) == (0, 0)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from millrace.commands.demo.demorun import ROLES
-from tests.scenes.demo_process import demo_process, descendants, is_page
+from millrace.commands.loop.monitor import fetch
+from millrace.connections.learner_call import post
+from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBatch
+from millrace.contracts.settings import Settings
+from millrace.contracts.topics import SAMPLES
+from millrace.processes.kafka import read_all
+from millrace.processes.services import EmbeddedBroker
+from tests.scenes.demo_process import FETCH_SECONDS, DemoProcess, demo_process, descendants, is_page
 from tests.scenes.demo_report import assert_undisturbed
 from tests.scenes.deployed import FIRST, dashboards
 from tests.scenes.exposed_metrics import exposed
@@ -20,9 +31,51 @@ from tests.scenes.waiting import LONG, until
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(LONG)]
 
 
+def click(demo: DemoProcess) -> tuple[str, int]:
+    """A person clicks an item of a shopper's page, as the live page does: the page's id, and the item's position."""
+    url, clicked = demo.url, list[dict[str, Any]]()
+
+    def ask(path: str, body: Mapping[str, object]) -> tuple[int, Any]:
+        status, said = post(url, path, json.dumps(body).encode(), "")
+        return status, json.loads(said)
+
+    def done() -> bool:
+        for user in json.loads(fetch(f"{url}users.json", FETCH_SECONDS)):
+            status, page = ask("/recommend", {"user_id": user, "size": 10})
+            if status != 200 or page["arm"] != "model":
+                continue
+            items = [one["item_id"] for one in page["items"]]
+            body = {"request_id": page["request_id"], "user_id": user, "ts_ms": page["ts_ms"], "items": items}
+            assert ask("/click", body | {"position": len(items)})[0] == 400
+            if ask("/click", body | {"position": 3})[0] == 200:
+                assert ask("/click", body | {"position": 4})[0] == 409, "a page is clicked one time"
+                clicked.append(body)
+                return True
+        return False
+
+    demo.until(done, "a page is clicked")
+    return str(clicked[0]["request_id"]), 3
+
+
+def labels(folder: Path, request: str) -> dict[int, set[int]]:
+    """Kinds of the samples of a page by position, as the demo left them."""
+    found = defaultdict[int, set[int]](set)
+
+    def visit(record: Any) -> None:
+        batch = SampleBatch.from_bytes(record.value)
+        for (name, position), kind in zip(batch.ids(), batch.kind.tolist(), strict=True):
+            if name == request:
+                found[position].add(kind)
+
+    with EmbeddedBroker(folder / "broker") as broker:
+        read_all(Settings(kafka=broker.address), SAMPLES, visit)
+    return found
+
+
 def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_report(tmp_path: Path) -> None:
     with demo_process(tmp_path, "--seconds", "20", "--twin") as demo:
         assert is_page(demo.url)
+        request, position = click(demo)
         assert demo.wait() == 0, demo.text()
         assert len(demo.seen) >= 6  # broker, Redis, four roles
         report = demo.report()
@@ -34,6 +87,9 @@ def test_a_demo_ends_by_itself_with_every_exposure_accounted_for_and_a_whole_rep
         assert "every exposure is accounted for" in said
         assert len(said.splitlines()) < 40  # calm
         demo.until_nothing_left()
+    kinds = labels(tmp_path / "data", request)
+    assert kinds.pop(position) & {POSITIVE, CORRECTION}, "the person's click is a label"
+    assert (len(kinds), set().union(*kinds.values()) & {NEGATIVE, POSITIVE, CORRECTION}) == (9, {NEGATIVE})
     # What tests/deploy/test_deploy.py holds the dashboard against is what running roles expose.
     families = {name if not name.endswith("_total") else name[:-6] for name in exposed(ROLES).values()}
     assert set(report["metrics"]) == families

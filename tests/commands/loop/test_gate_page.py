@@ -9,16 +9,20 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client import generate_latest
 
 from learner.gate.admin import Admin, Command
+from millrace.basics.hashing import column_hash
 from millrace.commands.demo.demorun import ROLES
 from millrace.commands.loop.gatestatus import Gate, gate_of, says
 from millrace.commands.loop.monitor import Monitor
-from millrace.commands.loop.page import PageServer
+from millrace.commands.loop.page import PageServer, unsent
 from millrace.commands.loop.page.page_server import Titles
 from millrace.commands.loop.status import RunStatus, State, state_of
 from millrace.commands.loop.view import line_of
@@ -26,13 +30,15 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.settings import Settings
 from millrace.evidence.sequences import NOTHING, band, difference, mean_of
 from millrace.processes.supervisor import Supervisor
+from millrace.windows.tiles import TileStore
 from stream.archive.archive_main import show_arms
 from stream.archive.archive_metrics import ARM_MADE_BY
 from stream.archive.arm_figures import ArmFigure
+from tests.scenes import scorer_vectors
 from tests.scenes.app_server import served
 from tests.scenes.browser import CHROMIUM, Browser, browser
-from tests.scenes.filter_world import Shop
-from tests.scenes.scorer_shop import item
+from tests.scenes.filter_world import SCHEMA, Shop
+from tests.scenes.scorer_shop import NOW_MS, item, record
 from tests.scenes.waiting import PATIENCE
 
 WHY = "labels over predictions: 2.41, beyond 1.6"
@@ -321,6 +327,8 @@ def test_a_command_goes_to_the_learner_with_the_persons_token_and_no_other(
         assert ask(page, "/titles", b'[7, "mug"]') == (200, "{}")
         assert ask(page, "/titles", b'{"a": 1}')[0] == 400
         assert ask(page, "/titles", b"[" + b"7," * 600 + b"7]")[0] == 413
+        status, said = ask(page, "/click", b'{"request_id": "p"}')
+        assert (status, "no event, but in a demo" in said) == (403, True)
     finally:
         page.stop()
 
@@ -384,16 +392,90 @@ def test_a_page_is_explained_item_by_item_by_keyboard(look: Callable[[], State],
         tab.tab_to("ann")
         for _ in range(2):
             tab.press("Tab")
-        assert tab.evaluate("document.activeElement.innerText") == "Explain"
+        assert tab.evaluate("document.activeElement.innerText") == "Show page"
         tab.press("Enter", "\r")
         tab.until(f"{said}.startsWith('arm model, version 7, 10 items')")
         tab.until("document.querySelector('#reasons tbody td:nth-child(2)').innerText === 'Mug'")
         shown = tab.evaluate(cells)
         asked = shop.ask(size=10, explain=True)["items"]
-        assert [row[1] for row in shown] == ["Mug"] + [""] * 9, "an item without a title has its id"
-        assert [[row[0], row[2]] for row in shown] == [[str(one["position"]), str(one["item_id"])] for one in asked]
-        assert [row[3:5] for row in shown] == [[f"{one['score']:.4f}", one["source"]] for one in asked]
+        assert len(shop.sent) == 1, "only what was asked for here: nobody is shown what the page asks for"
+        ids = [str(one["item_id"]) for one in asked]
+        assert [row[1] for row in shown] == ["Mug", *ids[1:]], "an item without a title has its id"
+        assert [row[0] for row in shown] == [str(one["position"]) for one in asked]
+        assert [row[5:] for row in shown] == [
+            [f"{one['score']:.4f}", one["source"], str(one["item_id"])] for one in asked
+        ]
         assert not tab.evaluate("document.getElementById('why').hidden")
+
+
+class Liking:
+    """A model by which an item is the better, the more of its category the user has clicked."""
+
+    def score(self, cat: NDArray[np.int64], num: NDArray[np.float32]) -> NDArray[np.float32]:
+        names = SCHEMA.layout.num_names
+        liked = num[:, names.index("user_id*category.click.1d")]
+        return (0.2 + 0.1 * liked - 1e-4 * num[:, names.index("price")]).astype(np.float32)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
+@pytest.mark.parametrize("simulated", [False, True])
+def test_a_page_changes_by_a_click(roles: Roles, tmp_path: Path, simulated: bool) -> None:
+    """By keyboard: a user, his page, an item. In a demo the click is sent; elsewhere it is a what-if and nothing is."""
+    shop = Shop([item(n, f"c{n % 4}", attributes={"price": float(n)}) for n in range(10)])
+    shop.scorer.install(scorer_vectors.note(7), Liking())
+    kinds = ROLES if simulated else ROLES[1:]
+    state = state_of("running", 1, 1.0, None, Supervisor(tmp_path), [], RunStatus(kinds))
+    sent: list[dict[str, Any]] = []
+
+    def send(body: bytes) -> tuple[int, bytes]:
+        """As a loop, it counts the click."""
+        sent.append(json.loads(body))
+        shop.scorer.install(scorer_vectors.note(8), Liking())
+        key = shop.builder.keys({"user_id": column_hash(["ann"]), "category": column_hash(["c2"])}, 1)
+        store = TileStore.of(shop.schema.windows)
+        own = key[0, [SCHEMA.layout.key_names.index("user_id*category")]]
+        store.add(own, np.array([NOW_MS - 1]), np.array([1]))
+        shop.users.records["ann"] = record(own, store)
+        return 200, b"{}"
+
+    lines = "[...document.querySelectorAll('#reasons tbody tr')].map((r) => [...r.cells].map((c) => c.innerText))"
+    said = "document.getElementById('explained').innerText"
+    with served(shop.app) as scorer:
+        page = PageServer(lambda: state, 0, lambda _: scorer, send=send if simulated else unsent, users=lambda: ["ann"])
+        try:
+            with browser(tmp_path) as tab:
+                tab.go(page.url)
+                tab.until("document.getElementById('watch-note').innerText !== ''")
+                unfold(tab, "explaining")
+                tab.until("document.querySelectorAll('#watchable button').length === 1")
+                tab.tab_to("user")
+                for _ in range(3):
+                    tab.press("Tab")
+                assert tab.evaluate("document.activeElement.innerText") == "ann"
+                tab.press("Enter", "\r")
+                tab.until("document.querySelectorAll('#reasons tbody button').length === 10")
+                assert [row[1] for row in tab.evaluate(lines)] == [str(n) for n in range(10)]
+                tab.tab_to("item-6")
+                tab.press("Enter", "\r")
+                tab.until(f"/places changed/.test({said})")
+                shown = tab.evaluate(lines)
+                assert [row[1] for row in shown] == ["2", "6", "0", "1", "3", "4", "5", "7", "8", "9"]
+                assert [row[2] for row in shown[:3]] == ["▲ from 2", "▲ from 6", "▼ from 0"]
+                assert [row[2] for row in shown[-3:]] == ["", "", ""]
+                assert shown[0][3].startswith("user_id*category ")
+                assert tab.evaluate("document.activeElement.value") == "item-6", "the focus stays"
+                text = tab.evaluate(said)
+        finally:
+            page.stop()
+    if not simulated:
+        assert text == "If ann clicked 6, 7 of 10 places changed. No event was sent, nothing was learnt"
+        assert (sent, shop.sent) == ([], [])
+        return
+    assert "s after the click on 6, 7 of 10 places changed. By this click alone: 7;" in text
+    assert text.endswith("version 7 became 8")
+    (click,), (logged,) = sent, shop.sent
+    assert (click["request_id"], click["items"], click["position"]) == (logged.request_id, logged.items, 6)
+    assert (click["user_id"], click["ts_ms"]) == ("ann", logged.ts_ms)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found to look at the page with: install chromium")
@@ -409,7 +491,9 @@ def test_everybody_can_read_the_page(roles: Roles, look: Callable[[], State], tm
         tab.evaluate(OPEN_ALL)
         tab.evaluate("document.getElementById('user').value = 'ann'")
         tab.evaluate(EXPLAIN)
-        tab.until("!document.getElementById('why').hidden")
+        tab.until("document.querySelectorAll('#reasons tbody button').length === 10")
+        tab.evaluate("document.querySelector('#reasons tbody button').click()")
+        tab.until("document.getElementById('reasons').className === 'after'")
         tab.evaluate(f"(() => {{ {axe} }})()")
         for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
             tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)

@@ -98,7 +98,7 @@ def placed(answer: Any) -> list[tuple[Any, float]]:
 
 @pytest.mark.parametrize("clicked", [[11], ["11", 12]])
 def test_it_is_the_page_that_follows_when_the_click_has_been_counted(shop: Shop, clicked: list[Id]) -> None:
-    asked = {"request_id": "p", "size": 12, "ts_ms": NOW_MS}
+    asked: dict[str, Any] = {"request_id": "p", "size": 12, "ts_ms": NOW_MS}
     before = placed(shop.ask(**asked))
     supposed = placed(shop.ask(**asked, if_clicked=clicked))
     assert supposed != before
@@ -107,7 +107,7 @@ def test_it_is_the_page_that_follows_when_the_click_has_been_counted(shop: Shop,
 
 
 def test_as_if_nothing_had_been_clicked_it_is_the_page_of_now_and_has_reasons(shop: Shop) -> None:
-    asked = {"request_id": "p", "size": 12, "explain": True}
+    asked: dict[str, Any] = {"request_id": "p", "size": 12, "explain": True}
     page = shop.ask(**asked)
     supposed = shop.ask(**asked, if_clicked=[])
     assert supposed == page | {"request_id": None}

@@ -207,6 +207,8 @@ function show(state) {
   accounts(f, state.dead_letters, state.simulated);
   details(state);
   put("awaited", state.awaited);
+  watched.real = state.simulated;
+  put("watch-note", state.simulated ? "click an item of a shopper's page: a real event, and the loop learns from it" : "click an item of a user's page: a what-if; no event is sent, nothing is learnt");
   gate(state.gate, f);
   arms(state.arms);
   outcomes(state.outcomes);
@@ -242,24 +244,118 @@ byId("commands").addEventListener("submit", async (event) => {
   event.submitter.focus();
 });
 
-// A page as its user would get it now, with the reasons of its first items.
+// -- Watch a page change: a page with its reasons, of which an item is clicked.
+const watched = { user: "", page: null, titles: {}, real: false, clicks: 0 }; // real: a click is an event, in a demo
+
+async function ask(path, body) {
+  const token = byId("reader").value;
+  const answer = await fetch(path, { method: "POST", headers: { ...JSON_BODY, ...(token ? { Authorization: `Bearer ${token}` } : {}) }, body: JSON.stringify(body) });
+  const said = await answer.json();
+  if (!answer.ok) throw new Error(said.error);
+  return said;
+}
+const tell = (text, cls = "") => { put("explained", text); byId("explained").className = cls; };
+const order = (page) => page.items.map((one) => one.item_id);
+const signed = (v) => (known(v) ? `${v > 0 ? "+" : ""}${fixed(2)(v)}` : dash);
+
+// Of an item's inputs the one whose effect changed most. Only the strongest are told: one that is not is at most as strong as the last that is.
+function change(before, after) {
+  const effects = (one) => new Map((one.reasons ?? []).map((reason) => [reason.input, reason.effect]));
+  const [was, is] = [effects(before), effects(after)], least = (of) => Math.min(...[...of.values()].map(Math.abs));
+  const by = (a, b, of) => (known(a) && known(b) ? Math.abs(b - a) : Math.abs(a ?? b) - (of.size < 3 ? 0 : least(of)));
+  const all = [...new Set([...was.keys(), ...is.keys()])].map((input) => ({ input, a: was.get(input), b: is.get(input) }));
+  const [most] = all.map((one) => ({ ...one, by: by(one.a, one.b, known(one.a) ? is : was) })).sort((x, y) => y.by - x.by);
+  return most && most.by >= 0.005 ? `${most.input} ${signed(most.a)} → ${signed(most.b)}` : "nothing of it: others moved";
+}
+
+// The page in the table, beside the one before the click.
+function watch(page, before, clicked) {
+  watched.page = page;
+  byId("why").hidden = !page.items.length;
+  byId("reasons").className = before ? "after" : "";
+  const why = (one) => (one.reasons ?? []).map((reason) => `${reason.input} ${signed(reason.effect)}`).join(", ");
+  const lines = page.items.map((one, place) => {
+    const at = before ? order(before).indexOf(one.item_id) : place;
+    const moved = at < 0 ? "new" : at === place ? "" : `${at > place ? "▲" : "▼"} from ${at}`;
+    return { one, moved, cells: [[one.position, "n"], ["", ""], [moved, "moved"], [at < 0 ? why(one) : moved ? change(before.items[at], one) : "", "moved"], [why(one), ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [one.item_id, ""]] };
+  });
+  rows("reasons", lines.map((line) => line.cells));
+  [...byId("reasons").tBodies[0].rows].forEach((row, place) => {
+    const { one, moved } = lines[place], button = Object.assign(document.createElement("button"), { type: "button", value: `item-${one.item_id}`, textContent: watched.titles[one.item_id] ?? one.item_id });
+    button.addEventListener("click", () => click(one.item_id));
+    row.cells[1].append(button);
+    if (one.item_id === clicked && document.activeElement === document.body) button.focus({ preventScroll: true }); // as before the click
+    row.className = one.item_id === clicked ? "clicked" : moved ? "changed" : "";
+  });
+}
+
+async function named(page, ...others) {
+  const lacking = page.items.filter((one) => !(one.item_id in watched.titles)).map((one) => one.item_id);
+  if (!lacking.length) return;
+  const told = await fetch("titles", { method: "POST", headers: JSON_BODY, body: JSON.stringify(lacking) });
+  if (told.ok) Object.assign(watched.titles, await told.json());
+  if (watched.page === page) watch(page, ...others);
+}
+
 byId("explain").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const token = byId("reader").value, say = (text, cls = "") => { put("explained", text); byId("explained").className = cls; };
   try {
-    const answer = await fetch("recommend", { method: "POST", headers: { ...JSON_BODY, ...(token ? { Authorization: `Bearer ${token}` } : {}) }, body: JSON.stringify({ user_id: byId("user").value, size: 10, explain: true }) });
-    const page = await answer.json();
-    byId("why").hidden = !answer.ok || !page.items.length;
-    if (!answer.ok) return say(page.error, "bad");
-    say([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes].join("; "));
-    const why = (one) => (one.reasons ?? []).map((reason) => `${reason.input} ${reason.effect > 0 ? "+" : ""}${fixed(2)(reason.effect)}`).join(", ");
-    const list = (titles) => rows("reasons", page.items.map((one) => [[one.position, "n"], [titles[one.item_id] ?? "", ""], [one.item_id, ""], [fixed(4)(one.score), "n"], [one.source ?? dash, ""], [why(one), ""]]));
-    list({});
-    const told = await fetch("titles", { method: "POST", headers: JSON_BODY, body: JSON.stringify(page.items.map((one) => one.item_id)) });
-    if (told.ok) list(await told.json());
+    watched.user = byId("user").value;
+    const page = await ask("recommend", { user_id: watched.user, size: 10, explain: true, if_clicked: [] });
+    watch(page);
+    tell([`arm ${page.arm}, version ${page.model_version}, ${page.items.length} items`, ...page.notes, page.arm === "model" ? "click an item" : "no click moves pages of this arm: choose another user"].join("; "));
+    await named(page);
   } catch (error) {
-    say(`no answer (${error.message})`, "bad");
+    tell(`no page: ${error.message}`, "bad");
   }
+});
+
+// The page is asked for again at the click, so that nothing older moves it, then as if the click had been counted and nothing else had happened: a
+// what-if. In a demo the click is sent, too, and the page is looked at a second later, when the others have clicked as well. All draw by the same chance.
+async function click(item) {
+  const user = watched.user;
+  const asked = { user_id: user, size: 10, explain: true, request_id: `watch-${Date.now()}-${++watched.clicks}` };
+  const buttons = [...byId("reasons").querySelectorAll("button")], name = watched.titles[item] ?? item;
+  for (const button of buttons) button.disabled = true;
+  tell(`${name} is clicked …`);
+  try {
+    const before = await ask("recommend", watched.real ? asked : { ...asked, if_clicked: [] }), at = order(before).indexOf(item);
+    let page = before, sent = performance.now();
+    const seconds = () => ((performance.now() - sent) / 1000).toFixed(1), changed = (one) => order(one).filter((id, place) => id !== order(before)[place]).length;
+    if (at < 0 || before.arm !== "model") {
+      watch(before);
+      tell(at < 0 ? `${name} is on this page no longer, so it was not clicked; this is the page now` : "no click moves pages of this arm: choose another user");
+    } else {
+      const alone = page = await ask("recommend", { ...asked, if_clicked: [item], ts_ms: before.ts_ms });
+      if (watched.real) {
+        await ask("click", { request_id: before.request_id, user_id: user, ts_ms: before.ts_ms, items: order(before), position: at });
+        sent = performance.now();
+        do {
+          await new Promise((done) => setTimeout(done, 1000));
+          page = await ask("recommend", { ...asked, if_clicked: [] });
+        } while (!changed(page) && seconds() < 5);
+      }
+      const gone = order(before).filter((one) => !order(page).includes(one)).map((one) => watched.titles[one] ?? one);
+      const what = `${changed(page)} of ${page.items.length} places changed${gone.length ? `; gone: ${gone.join(" | ")}` : ""}`;
+      tell(watched.real ? `${seconds()} s after the click on ${name}, ${what}. By this click alone: ${changed(alone)}; the others click too, and version ${before.model_version} became ${page.model_version}` : `If ${user} clicked ${name}, ${what}. No event was sent, nothing was learnt`);
+      watch(page, before, item);
+    }
+    await named(page, page === before ? undefined : before, item);
+  } catch (error) {
+    for (const button of buttons) button.disabled = false;
+    tell(`no click: ${error.message}`, "bad");
+  }
+}
+
+// Users to choose from: those of the newest pages.
+byId("explaining").addEventListener("toggle", async () => {
+  if (!byId("explaining").open || byId("watchable").children.length) return;
+  const told = await fetch("users.json"), users = told.ok ? await told.json() : [];
+  byId("watchable").replaceChildren(...(users.length ? ["users of the newest pages "] : []), ...users.flatMap((user) => {
+    const button = Object.assign(document.createElement("button"), { textContent: user });
+    button.addEventListener("click", () => { byId("user").value = user; });
+    return [button, " "];
+  }));
 });
 
 async function poll() {

@@ -3,7 +3,7 @@
 
 The page needs four files and ``/state.json``, nothing from other hosts. A content security policy enforces this. What a
 person commands goes on to the learner, and a page that is asked for to the scorer, as it came: the token is the
-person's, and is neither kept nor known here.
+person's, and is neither kept nor known here. A click on such a page is an event in a demo alone.
 """
 
 from __future__ import annotations
@@ -56,11 +56,26 @@ _HEADERS = {
 
 Titles = Callable[[list[Id]], dict[str, str]]
 """Titles of items, by the text of their ids."""
+Send = Callable[[bytes], tuple[int, bytes]]
+"""Status and answer to the body of a ``/click``."""
 
 
-def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str], titles: Titles) -> Starlette:
-    """The page's files and the state, for GET, commands to learner and scorer, and titles of items; anything else is
-    one line with status 404 or 405."""
+def unsent(_: bytes) -> tuple[int, bytes]:
+    """The answer to a click where it is no event."""
+    return 403, msgspec.json.encode(
+        {"error": "a click here is no event, but in a demo; ask for a page with if_clicked"}
+    )
+
+
+def make_app(
+    state: Callable[[], dict[str, Any]],
+    at: Callable[[str], str],
+    titles: Titles,
+    send: Send = unsent,
+    users: Callable[[], list[Id]] = list,
+) -> Starlette:
+    """The page's files, the state and some users, for GET, commands to learner and scorer, clicks, and titles of items;
+    anything else is one line with status 404 or 405."""
 
     async def show_state(_: Request) -> Response:
         return Response(msgspec.json.encode(state()), media_type="application/json", headers=_HEADERS)
@@ -80,6 +95,14 @@ def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str], titl
             raise HTTPException(400) from None
         said = msgspec.json.encode(await asyncio.to_thread(titles, items))
         return Response(said, media_type="application/json", headers=_HEADERS)
+
+    async def show_users(_: Request) -> Response:
+        said = msgspec.json.encode(await asyncio.to_thread(users))
+        return Response(said, media_type="application/json", headers=_HEADERS)
+
+    async def click(request: Request) -> Response:
+        status, said = await asyncio.to_thread(send, await body_of(request))
+        return Response(said, status, media_type="application/json", headers=_HEADERS)
 
     async def command(request: Request) -> Response:
         body = await body_of(request)
@@ -106,7 +129,9 @@ def make_app(state: Callable[[], dict[str, Any]], at: Callable[[str], str], titl
     return Starlette(
         routes=[
             Route("/state.json", show_state),
+            Route("/users.json", show_users),
             Route("/titles", show_titles, methods=["POST"]),
+            Route("/click", click, methods=["POST"]),
             *(Route(path, command, methods=["POST"]) for path in COMMANDS),
             *(Route(path, file(name, kind)) for path, (name, kind) in _FILES.items()),
         ],
@@ -136,6 +161,8 @@ class PageServer:
         port: the port to bind; None: 8710 or the next free one.
         settings: whose pages may ask beside its own (:class:`~millrace.processes.tokens.Callers`).
         titles: of items, for pages that are explained; called in a thread of its own.
+        send: sends a click on such a page as an event; called in a thread of its own.
+        users: some whose pages may be looked at; called in a thread of its own.
 
     Raises:
         PortError: the given port is taken.
@@ -148,11 +175,13 @@ class PageServer:
         at: Callable[[str], str] = lambda _: "",
         settings: Settings = DEFAULTS,
         titles: Titles = lambda _: {},
+        send: Send = unsent,
+        users: Callable[[], list[Id]] = list,
     ) -> None:
         self._listener = _bind(port)
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            AccessGate(make_app(state, at, titles), Tokens(), settings),
+            AccessGate(make_app(state, at, titles, send, users), Tokens(), settings),
             lifespan="off",
             access_log=False,
             log_config=None,  # the demo's logging stays as it is
