@@ -336,7 +336,7 @@ async function click(item) {
         } while (!changed(page) && seconds() < 5);
       }
       const gone = order(before).filter((one) => !order(page).includes(one)).map((one) => watched.titles[one] ?? one);
-      const what = `${changed(page)} of ${page.items.length} places changed${gone.length ? `; gone: ${gone.join(" | ")}` : ""}`;
+      const what = `${changed(page)} of ${page.items.length} places ${watched.real ? "changed" : "would change"}${gone.length ? `; gone: ${gone.join(" | ")}` : ""}`;
       tell(watched.real ? `${seconds()} s after the click on ${name}, ${what}. By this click alone: ${changed(alone)}; the others click too, and version ${before.model_version} became ${page.model_version}` : `If ${user} clicked ${name}, ${what}. No event was sent, nothing was learnt`);
       watch(page, before, item);
     }
@@ -347,14 +347,14 @@ async function click(item) {
   }
 }
 
-// Users to choose from: those of the newest pages.
+// Users to choose from.
 byId("explaining").addEventListener("toggle", async () => {
   if (!byId("explaining").open || byId("watchable").children.length) return;
   const told = await fetch("users.json"), users = told.ok ? await told.json() : [];
-  byId("watchable").replaceChildren(...(users.length ? ["users of the newest pages "] : []), ...users.flatMap((user) => {
+  byId("watchable").replaceChildren(...(users.length ? ["users who were here lately "] : []), ...users.flatMap((user) => {
     const button = Object.assign(document.createElement("button"), { textContent: user });
     button.addEventListener("click", () => { byId("user").value = user; });
-    return [button, " "];
+    return [button];
   }));
 });
 
