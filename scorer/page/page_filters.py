@@ -129,7 +129,8 @@ class ItemFilters:
         rows = self._items.rows_of(self._left_out(filters, user, ts_ms))
         rows = rows[rows >= 0]
         seen = "seen" in filters.hide and self._seen is not None
-        ages = [(r, keep) for of, keep in ((filters.only, True), (filters.without, False)) if (r := of.get(AGE))]
+        both = (filters.only.get(AGE), True), (filters.without.get(AGE), False)
+        ages = [(asked, keep) for asked, keep in both if isinstance(asked, Range)]
         if len(rows) or seen or ages:
             mask = found.mask.copy()
             mask[rows] = False

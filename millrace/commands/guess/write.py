@@ -14,8 +14,9 @@ import numpy as np
 
 from millrace.basics.arguments import checked
 from millrace.basics.atomic_files import write_whole
-from millrace.basics.durations import DAY_MS
+from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.errors import LogError, SchemaError, SettingError
+from millrace.commands.guess.agesteps import age_step
 from millrace.commands.guess.guess import FoundField, SchemaFindings, find
 from millrace.commands.guess.outcomes import LeftOut
 from millrace.commands.guess.roles import ColumnRole, free_name
@@ -124,12 +125,13 @@ def guess(log: Log, out: Path | str | None = None) -> Schema:
 def schema_text(path: Path, found: SchemaFindings) -> str:
     lines = [*_head(path, found), ""]
     lines.append(f"name = {_quoted(path.stem.split('.')[0] or 'log')}")
-    lines += _offset(found)
+    age, said = _age(found)
+    lines += [*_offset(found), *([f"age = {_quoted(age)}  # {said}"] if age else [])]
     lines += ["", *_log(found)]
     for side in found.sides:
         lines += ["", "[[join]]", f"file = {_quoted(side.file)}", f"on = {_quoted(side.on)}"]
         lines[-1] += f"  # one row for each; it has {side.match:.1%} of the sample's"
-    lines += ["", *_fields(found), *_windows(found), *_offered(found)]
+    lines += ["", *_fields(found, '"bucket"' if age else "", said), *_windows(found), *_offered(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -200,6 +202,17 @@ def _offset(found: SchemaFindings) -> list[str]:
         return [f'utc_offset = "{zones[0]}"  # {said}']
     zone = f"'{found.roles.time.name}' is of {zones[0]}; " if zones and zones[0][0] not in "+-" else ""
     return [f'utc_offset = "+00:00"  # {zone}hours and days are local: write the shop\'s offset if it is another']
+
+
+def _age(found: SchemaFindings) -> tuple[str, str]:
+    """How fine ages are to be, empty for hours, and why (:func:`age_step`); nothing without a time of birth."""
+    times, born, label = found.time, found.times.get(found.roles.born.name or ""), found.label
+    if times is None or born is None or label is None or times.grain_ms > MINUTE_MS:
+        return "", ""
+    rows = times.there & born.there
+    clicks = found.times.get(found.roles.actions.get("click", ""))
+    delay_ms = np.zeros(0, np.int64) if clicks is None else (clicks.ms - times.ms)[clicks.there & times.there]
+    return age_step((times.ms - born.ms)[rows], found.columns[label].flags[rows] == 1, delay_ms)
 
 
 # -- [log] -----------------------------------------------------------------------------------------------------------
@@ -336,7 +349,8 @@ def _rest(found: FoundField) -> list[str]:
     return lines
 
 
-def _fields(found: SchemaFindings) -> list[str]:
+def _fields(found: SchemaFindings, of_age: str, said: str) -> list[str]:
+    """``of_age``: the transform of ages; empty: as they are, since ``said``."""
     lines: list[str] = []
     ids = {"user": found.roles.user.name, "item": found.item}
     heads = {"user": "The user", "item": "The item", "context": "The exposure"}
@@ -349,12 +363,12 @@ def _fields(found: SchemaFindings) -> list[str]:
             if one.of == of:
                 lines += _entry(one.name, of, one.feature.why, *_rest(one))
         if of == "context":
-            lines += _derived(found)
+            lines += _derived(found, of_age, said)
         lines.append("")
     return lines
 
 
-def _derived(found: SchemaFindings) -> list[str]:
+def _derived(found: SchemaFindings, of_age: str, said: str) -> list[str]:
     lines: list[str] = []
     names = {one.name for one in found.fields}
     times = found.time
@@ -363,7 +377,9 @@ def _derived(found: SchemaFindings) -> list[str]:
     if times is not None and found.span_days >= 6 and "weekday" not in names | set(found.columns):
         lines += _entry("weekday", "context", "of the time, local")
     if found.roles.born.name is not None:
-        lines += _entry("age_days", "item", f"from '{found.roles.born.name}' to the exposure", 'kind = "numeric"')
+        more = [f"transform = {of_age}"] if of_age else []
+        why = f"from '{found.roles.born.name}' to the exposure" + (f"; {said}" if said and not of_age else "")
+        lines += _entry("age_days", "item", why, 'kind = "numeric"', *more)
     if found.roles.position.name is not None:
         lines += _entry("position", "context", "known when learning, not when a page is ranked", "bias = true")
     return lines
