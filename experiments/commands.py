@@ -28,6 +28,7 @@ for name, (function, about) in {
     "models": ("experiments.experiment_models:models", "All models, on raw and scaled inputs."),
     "rounds": ("experiments.experiment_models:rounds", "Ways of keeping one model up to date."),
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
+    "ages": ("experiments.experiment_ages:experiment_ages", "How fine ages of items may be, on a news site."),
     "judge": ("experiments.experiment_judge:experiment_judge", "Odds, bands; what exploring and value ranking give."),
     "shop": ("benchmarks.up:shop", "A small shop at real speed: what the gate refuses wrongly. It takes hours."),
     "rows": ("experiments.experiment_rows:experiment_rows", "A log of 100 million rows in 1 GB. It takes hours."),

@@ -69,5 +69,7 @@ def test_a_guess_of_a_news_log_is_read_with_ages_so_fine(median_ms: float, age: 
     (field,) = [f for f in schema.fields if f.name == "age_days"]
     assert field.transform == ("bucket" if age else "raw")
     ages = read_log(path, schema).table["age_days"].to_numpy()
-    made = FeatureBuilder(schema).num({"age_days": ages}, np.zeros((len(ages), schema.layout.K, 0, 0)), len(ages))
+    made = FeatureBuilder(schema).num(
+        {"age_days": ages}, np.zeros((len(ages), schema.layout.K, 0, 0), np.uint32), len(ages)
+    )
     assert len(np.unique(made[:, schema.layout.num_names.index("age_days")])) == (36 if age else 4)

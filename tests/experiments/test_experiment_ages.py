@@ -1,0 +1,73 @@
+"""A news world, and what ages of items do in it: late clicks, and a catalogue that is wholly new."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.experiment_ages import FIGURES, MEDIANS_MS, _run, experiment_ages, schema_of
+from millrace.basics.durations import HOUR_MS, MINUTE_MS
+from millrace.basics.errors import SettingError
+from millrace.commands.guess.agesteps import STEPS
+from simulator.news import HALF_LIFE_MS, LIFE_MS, START_MS, News
+
+SMALL = {"width": 4, "hidden": [8]}
+
+
+def test_the_odds_of_an_article_halve_and_the_catalogue_is_new_at_last() -> None:
+    news = News(3)
+    table = news.table()
+    ts_ms, born_ms, item, p = (table[name].to_numpy() for name in ("ts_ms", "born_ms", "item_id", "p_true"))
+    assert (np.diff(ts_ms) >= 0).all()
+    new = ts_ms >= news.renewed_ms
+    assert not np.isin(item[new], item[~new]).any()
+    first_ten = new & (ts_ms < news.renewed_ms + 10 * MINUTE_MS)
+    assert (born_ms[first_ten] == news.renewed_ms).mean() > 0.7
+    assert ((ts_ms >= born_ms) & (ts_ms - born_ms < LIFE_MS)).all()
+    assert table["click"].to_numpy().mean() == pytest.approx(p.mean(), rel=0.02)
+    births = np.unique(born_ms[born_ms >= START_MS])
+    assert ((births < START_MS + HOUR_MS).sum()) == pytest.approx(90, abs=30), "15 in ten minutes"
+    same = [News(3, click_median_ms=ms).table() for ms in MEDIANS_MS.values()]
+    assert same[0]["click"].equals(same[1]["click"])
+    delay_ms = (same[1]["click_ms"].to_numpy() - ts_ms)[same[1]["click"].to_numpy() == 1]
+    assert np.median(delay_ms) == pytest.approx(MEDIANS_MS["late"], rel=0.1), "half come after three minutes"
+    age = (ts_ms - born_ms) / HALF_LIFE_MS
+    steps = [np.log(p[(age >= k) & (age < k + 1)].mean()) for k in range(5)]
+    assert all(-np.log(2) < later - before < -0.2 for before, later in pairwise(steps))
+
+
+def test_it_compares_each_age_with_hours(tmp_path: Path) -> None:
+    how = {"worlds": (0, 1), "hours": 2, "pages": 0.1, "workers": 0, "progress": False, "spec": SMALL}
+    report = experiment_ages(tmp_path, ages=("1h", "5min"), **how)  # type: ignore[arg-type]
+    assert [(cell["delay"], cell["policy"]) for cell in report["cells"]] == [
+        (delay, age) for delay in MEDIANS_MS for age in ("1h", "5min")
+    ]
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert len(runs) == 8
+    for cell in report["cells"]:
+        own = [r for r in runs if (r["delay"], r["policy"]) == (cell["delay"], cell["policy"])]
+        assert all(cell[name] == pytest.approx(np.mean([r[name] for r in own]), abs=1e-4) for name in FIGURES)
+        assert cell["auc"] < cell["oracle_auc"]
+        assert (cell["auc_over_hours"] == 0) == (cell["policy"] == "1h")
+    assert "5min" in report["verdict"]
+    with pytest.raises(SettingError, match="two worlds or more"):
+        experiment_ages(tmp_path, worlds=(0,))
+
+
+def test_hours_are_the_schema_as_it_was() -> None:
+    assert schema_of("1h").age == ""
+    assert {schema_of(age).age for age in ("5min", "1min")} == {"5min", "1min"}
+    assert all(schema_of(f"{step}min").age_minutes == step for step in STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("delay", "age"), [("prompt", "1h"), ("prompt", "5min"), ("prompt", "20min"), ("late", "1h")])
+def test_where_a_guess_would_propose_it_an_age_is_no_clock(delay: str, age: str) -> None:
+    """Of late clicks, calibration holds within 5%; of a wholly new catalogue, within a tenth after ten minutes."""
+    (found,) = _run(age, delay, News(0, click_median_ms=MEDIANS_MS[delay]), {})
+    assert 0.95 < found["calibration"] < 1.05
+    assert 0.9 < found["second_calibration"] < 1.1
