@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from millrace.basics.durations import HOUR_MIN, MINUTE_MS
 from millrace.basics.hashing import U64, combine, salt
+from millrace.commands.guess.agesteps import DELAYS
 from millrace.commands.replay.grouped import page_codes
 from millrace.contracts.logforms import LogColumns
 from millrace.contracts.schema import Schema
@@ -255,6 +258,20 @@ def unfit(log: LogTable, schema: Schema) -> list[str]:
             if bad:
                 lines.append(f"'{mean.of}': {bad} values are missing, negative or too great for the mean")
     return lines
+
+
+def clock(log: LogTable, schema: Schema) -> list[str]:
+    """A line where clicks come so late that ages of items tell them: ``guess`` would name longer steps."""
+    name = None if schema.log is None else schema.log.action_times.get(schema.windows.labelling)
+    if name is None or not schema.age or schema.age_minutes >= HOUR_MIN:
+        return []
+    delay_min = pc.drop_null(pc.subtract(log.table[name], log.table[TS])).to_numpy() / MINUTE_MS
+    late = float(np.percentile(delay_min, 90)) if len(delay_min) else 0.0
+    if schema.age_minutes >= DELAYS * late:
+        return []
+    share = (delay_min >= schema.age_minutes).mean()
+    told = f"{share:.1%} of clicks come a whole step late, nine in ten in {late:.1f} min"
+    return [f"age = '{schema.age}' is a clock here: {told}; name {DELAYS * late:.0f} minutes or more, or leave it out"]
 
 
 def _distinct(column: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:

@@ -37,7 +37,7 @@ from millrace.basics.arguments import checked
 from millrace.basics.errors import SettingError
 from millrace.commands.replay.grouped import GroupedRows
 from millrace.commands.replay.kept import KeptReplay
-from millrace.commands.replay.logfeatures import unfit
+from millrace.commands.replay.logfeatures import clock, unfit
 from millrace.commands.replay.logsamples import LabelSettings, ReplayModel, ReplayObserver, learns_by_page
 from millrace.commands.replay.outcomefigures import OutcomeScores
 from millrace.commands.replay.reading import about, name_of_log, reading, say_decisions
@@ -156,7 +156,7 @@ def replay(
         "label_policy": labels.policy,
         "observation_seconds": labels.observation_ms / 1000,
         "grouped_auc": groups.how,
-        "notes": [*exposures.notes, *unfit(exposures, plan)],
+        "notes": [*exposures.notes, *unfit(exposures, plan), *clock(exposures, plan)],
     }
 
     def plots() -> list[Plot]:

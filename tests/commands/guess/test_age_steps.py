@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from experiments.experiment_ages import schema_of
 from millrace.basics.durations import MINUTE_MS
 from millrace.commands.guess.agesteps import age_step
 from millrace.commands.guess.write import guess_schema
+from millrace.commands.replay.logfeatures import clock
 from millrace.contracts.schema import parse_schema
 from millrace.logs import read_log
 from millrace.windows.features import FeatureBuilder
@@ -73,3 +76,19 @@ def test_a_guess_of_a_news_log_is_read_with_ages_so_fine(median_ms: float, age: 
         {"age_days": ages}, np.zeros((len(ages), schema.layout.K, 0, 0), np.uint32), len(ages)
     )
     assert len(np.unique(made[:, schema.layout.num_names.index("age_days")])) == (36 if age else 4)
+
+
+@pytest.mark.parametrize(
+    ("median_ms", "age", "told"),
+    [
+        (9000.0, "5min", None),
+        (9000.0, "1min", r"'1min' is a clock here: [45]\.\d% of clicks .*, nine in ten in 0\.7 min; name 3 minutes"),
+        (180_000.0, "5min", r"'5min' is a clock here: 3\d\.\d% .* name [45]\d minutes or more"),
+        (180_000.0, "1h", None),
+    ],
+)  # fmt: skip
+def test_a_replay_warns_of_ages_that_tell_late_clicks(median_ms: float, age: str, told: str | None) -> None:
+    schema = schema_of(age)
+    lines = clock(read_log(News(0, 2, 0.5, median_ms).table(), schema), schema)
+    assert len(lines) == (told is not None)
+    assert told is None or re.search(told, lines[0])

@@ -219,6 +219,13 @@ def test_a_full_hour_is_a_small_step_where_all_goods_are_of_one_age() -> None:
     assert 0.1 < float(layer.eval()(rows)[0, column]) < 0.2
 
 
+@pytest.mark.parametrize("age", ["1min", "5min", "20min", "1d"])
+def test_ages_in_other_steps_are_no_number_that_moves_for_all_goods_at_once(age: str) -> None:
+    fields = of_item("item_id") + of_item("age_days:numeric", transform="bucket")
+    inputs = Inputs(parse_schema(named("aged", age=age) + fields), 4, True, squash=True)
+    assert (inputs.bucket_names, inputs.number_names, inputs.one_event.tolist()) == (("age_days",), (), [])
+
+
 @pytest.mark.parametrize("schema", [SCHEMA, COUNTED])
 def test_models_know_it_and_do_not_publish_it(schema: Schema) -> None:
     inputs, network = build(schema, Spec(), 0)
