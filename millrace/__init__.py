@@ -25,7 +25,11 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'millrace' has no attribute '{name}'; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    found = globals()[name] = getattr(import_module(_ROOMS[name]), name)
+    found = getattr(import_module(_ROOMS[name]), name)
+    if not isinstance(found, type):
+        found = import_module("millrace.basics.arguments").checked(found)
+        found.__module__ = __name__  # where pickle finds it
+    globals()[name] = found
     return found
 
 

@@ -23,7 +23,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         hints = get_type_hints(function)
         for name, value in signature(function).bind(*args, **kwargs).arguments.items():
-            kinds = _kinds(hints[name]) if name in hints else [Any]
+            kinds = _kinds(hints.get(name, Any))
             if not any(_fits(value, kind) for kind in kinds):
                 shown = " ".join(repr(value).split())[:60]
                 words = [k if isinstance(k, str) else k.__name__ for k in kinds if k is not NoneType]
@@ -42,7 +42,6 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, str):
-        return bool(value == kind)
-    open_ = kind is Any or getattr(kind, "_is_protocol", False)  # a frame: its reader says what is wrong
-    return open_ or isinstance(value, Integral if kind is int else kind)
+    if kind is Any or getattr(kind, "_is_protocol", False):  # a frame: its reader says what is wrong
+        return True
+    return value == kind if isinstance(kind, str) else isinstance(value, Integral if kind is int else kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -291,4 +292,7 @@ def test_the_facade_hands_on_what_the_rooms_have() -> None:
     rooms = importlib.import_module("millrace").__dict__["_ROOMS"]
     assert list(rooms) == mr.__all__
     for name, room in rooms.items():
-        assert getattr(mr, name) is getattr(importlib.import_module(room), name)
+        found = getattr(mr, name)
+        made = getattr(importlib.import_module(room), name)
+        assert found is made if inspect.isclass(made) else found.__wrapped__ is made
+        assert pickle.loads(pickle.dumps(found)) is found, "a process pool takes it"

@@ -18,7 +18,6 @@ import numpy as np
 
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
-from millrace.basics.arguments import checked
 from millrace.basics.clustered import parts_of, user_numbers
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, points, quantiles
@@ -54,7 +53,6 @@ WINDOWS = "10s,1min,5min,15min,1h,1d"
 MOST_SLOTS = 20
 
 
-@checked
 def delays(
     log: Log,
     schema: Schema | Path | str,

@@ -31,7 +31,6 @@ from learner.custom.ownclass import name_of
 from learner.evaluation.progressive import baseline_column
 from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
-from millrace.basics.arguments import checked
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.freshness.freshnessreport import Setup, report_of
 from millrace.commands.freshness.freshnessslices import day_slices, hour_slices, value_slices
@@ -73,7 +72,6 @@ class Job:
         return self.features == DAY_OLD and set(self.syncs) <= set(NIGHTLY)
 
 
-@checked
 def freshness(
     log: Log,
     schema: Schema | Path | str,

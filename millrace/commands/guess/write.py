@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from millrace.basics.arguments import checked
 from millrace.basics.atomic_files import write_whole
 from millrace.basics.durations import DAY_MS, MINUTE_MS
 from millrace.basics.errors import LogError, SchemaError, SettingError
@@ -104,7 +103,6 @@ def guess_schema(log: Log, out: Path | str | None = None) -> Guess:
     return found
 
 
-@checked
 def guess(log: Log, out: Path | str | None = None) -> Schema:
     """A schema from a sample of a log: roles of columns, time, lists, fields, windows, likely outcomes. Its text has a
     comment on each decision.

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from millrace.basics.arguments import checked
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SettingError
 from millrace.commands.history.attempt import attempt
@@ -23,7 +22,6 @@ from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result
 
 
-@checked
 def bootstrap(
     log: Log,
     schema: Schema | Path | str,

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from millrace.basics.arguments import checked
 from millrace.commands.judge.archive_reader import Outcome
 from millrace.commands.judge.judgerun import judge as judge_arms
 from millrace.commands.judge.modelrun import judge_model
@@ -18,7 +17,6 @@ from millrace.reports.result import Result
 from millrace.reports.spans import span_ms
 
 
-@checked
 def judge(
     archive: Path | str,
     out: Path | str | None = None,

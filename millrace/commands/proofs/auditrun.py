@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
-from millrace.basics.arguments import checked
 from millrace.commands.proofs import leak_audit
 from millrace.commands.proofs.altered import altered_side
 from millrace.commands.proofs.auditreport import error_of, plots_of, print_report, report_of
@@ -32,7 +31,6 @@ from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result
 
 
-@checked
 def audit(
     log: Log,
     schema: Schema | Path | str,

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 
-from millrace.basics.arguments import checked
 from millrace.basics.atomic_files import scratch
 from millrace.contracts.schema import Schema, load_schema
 from millrace.logs import LogTable, read_log
@@ -69,7 +68,6 @@ def say_decisions(table: LogTable) -> None:
         console.print(str(decision), highlight=False, markup=False)
 
 
-@checked
 def read(log: Log, schema: Schema | Path | str, *, skip_bad: bool = False) -> LogTable:
     """The clean rows of a log, in memory and in the order of time: what a replay runs through.
 

@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from learner.network.dense import threads
 from learner.ranker.model import OnlineModel
 from learner.role.model_factory import model_of
-from millrace.basics.arguments import checked
 from millrace.basics.errors import SettingError
 from millrace.commands.replay.grouped import GroupedRows
 from millrace.commands.replay.kept import KeptReplay
@@ -72,7 +71,6 @@ class ReplayResult(Result):
         return self._scores()
 
 
-@checked
 def replay(
     log: Log,
     schema: Schema | Path | str,

@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from millrace.basics.arguments import checked
 from millrace.basics.arrow_rows import package
 from millrace.basics.errors import ServiceError
 from millrace.commands.up.data_folder import addresses
@@ -136,7 +135,6 @@ class Loop:
 
 
 @contextmanager
-@checked
 def up(
     schema: Schema | Path | str | None = None,
     *,
