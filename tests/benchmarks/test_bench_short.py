@@ -34,9 +34,6 @@ def of_intake(figures: dict[str, float]) -> None:
 def of_peers(figures: dict[str, float]) -> None:
     assert len(figures) == 3 * 2 * len(peers.CONTESTANTS)
     assert len({len(who.rates) for who in peers.CONTESTANTS.values()}) == 1
-    for name, value in figures.items():
-        if name.startswith("auc windows"):
-            assert value > 0.55, name
 
 
 def of_scorer(figures: dict[str, float]) -> None:
