@@ -49,6 +49,9 @@ _ROWS = {
 }
 """The archive's own columns, and what they are called here."""
 
+_ALIKE = 0.75
+"""Share of pairs below which a kept model tells another story than the page's own."""
+
 Features = tuple[NDArray[np.int64], NDArray[np.float32]]
 """cat (m, F), num (m, N)."""
 
@@ -208,4 +211,22 @@ def _explain(
     effects = score_reasons.effects(model, found[0][:most], found[1][:most], inputs)
     for item, of in zip(items, score_reasons.strongest(effects, inputs), strict=False):
         item["reasons"] = [{"input": name, "effect": round(effect, 4)} for name, effect in of]
-    return f"reasons are by version {note.version}, the nearest to the page's that is kept"
+    text = f"reasons are by version {note.version}, the nearest to the page's that is kept"
+    share = _alike([item["score"] for item in items[:most]], model.score(found[0][:most], found[1][:most]).tolist())
+    if share >= _ALIKE:
+        return text
+    return (
+        f"{text}: it orders {share:.0%} of the items' pairs as the page's scores do, so they do not explain this page"
+    )
+
+
+def _alike(some: Sequence[float | None], others: Sequence[float]) -> float:
+    """The share of pairs that both order alike, of those that the first orders; 1 where it orders none.
+
+    >>> _alike([0.5, 0.4, 0.3], [0.9, 0.1, 0.2])
+    0.6666666666666666
+    """
+    known = np.array(some, np.float64)  # not logged: NaN, which orders nothing
+    former, now = (np.sign(np.subtract.outer(of, of)) for of in (known, np.array(others)))
+    ordered = np.triu(np.abs(former) == 1)
+    return float((former == now)[ordered].mean()) if ordered.any() else 1.0

@@ -83,6 +83,9 @@ def test_the_page_log_is_read_where_there_is_no_archive_yet(loop: Settings, monk
     effects = [one["reasons"][0]["effect"] for one in page["items"]]
     assert effects[0] > effects[2] > effects[1], "item 7 is clicked most, item 0 least"
     assert any("not archived yet" in note for note in page["notes"])
+    assert page["notes"][-1].endswith(
+        "orders 67% of the items' pairs as the page's scores do, so they do not explain this page"
+    )
 
 
 def test_a_model_with_a_retrieval_head_gives_reasons_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
