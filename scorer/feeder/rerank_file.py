@@ -31,12 +31,16 @@ class RerankFile:
         settings: Settings = primary.settings
         self._schema, self._file, self._used = primary.schema, settings.rerank_file, settings.rerank
         self._count_error = count_error
-        self._stamp: Any = ()  # the first look reads: this process may have been started with what the file said before
+        self._stamp: Any = ()  # as it was read last: this process may have been started with what the file said before
+        self._seen: Any = ()  # at the last look
         self._packet: Packet | None = None
 
     def look(self, broadcast: Callable[[Packet], None]) -> None:
-        """Reads the file if it has changed since the last look. ``broadcast``: sends to all workers."""
-        if not self._file or (now := stamp([self._file])) == self._stamp:
+        """Reads the file if it has changed, and not since the last look: while it is written it may be empty, which
+        says that nothing is re-ranked. ``broadcast``: sends to all workers."""
+        now = stamp([self._file]) if self._file else self._stamp
+        settled, self._seen = now == self._seen, now
+        if now == self._stamp or not settled:
             return
         self._stamp = now
         try:

@@ -20,7 +20,7 @@ def module(name: str) -> ModuleType:
     Raises:
         SettingError: neither is a checkout.
     """
-    for root in (Path(__file__).absolute().parents[2], Path.cwd()):
+    for root in (Path(__file__).absolute().parents[3], Path.cwd()):
         if root.joinpath(*name.split(".")).with_suffix(".py").exists():
             if str(root) not in sys.path:
                 sys.path.insert(0, str(root))

@@ -227,7 +227,7 @@ def may_take_usual_ports(stack: ExitStack) -> bool:
 
 def _grafana() -> str:
     """How the dashboard is opened: with the files of a checkout, which name a Prometheus at its usual port."""
-    files = Path(__file__).absolute().parents[2] / "deploy" / "grafana"
+    files = Path(__file__).absolute().parents[3] / "deploy" / "grafana"
     if not files.is_dir():
         return "import deploy/grafana/dashboards/millrace.json of the source; deploy/README.md says how"
     own = {"SERVER_HTTP_ADDR": "127.0.0.1", "AUTH_ANONYMOUS_ENABLED": "true"}

@@ -10,7 +10,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from msgspec import Struct, field
 
-from millrace.basics.errors import one_line
+from millrace.basics.errors import BrokerError, one_line
 from millrace.contracts.events import Click, Exposure, Name, Position, TimeMs, WireId, key_of, to_json
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS
@@ -41,20 +41,20 @@ class PersonClicks:
         self.exposures = self.clicks = 0
         self._pages: set[str] = set()
         self._lock = threading.Lock()
-        self._producer: KafkaProducer | None = None
-        self._settings = Settings()
+        self._producer: KafkaProducer | None = None  # made for the first click
+        self._settings: Settings | None = None
 
     def open(self, settings: Settings) -> None:
-        """Shoppers come, so that a click is one of them. Raises BrokerError without a broker."""
+        """Shoppers come, so that a click is one of them."""
         with self._lock:
-            self._settings, self._producer = settings, make_producer(settings, linger_ms=0)
+            self._settings = settings
 
     def close(self) -> None:
         """From now on clicks are refused: they would come after the books are closed."""
         with self._lock:
             if self._producer is not None:
                 self._producer.close(timeout=SEND_SECONDS)
-            self._producer = None
+            self._producer = self._settings = None
 
     def send(self, body: bytes) -> tuple[int, bytes]:
         """Status and answer to a :class:`ClickedPage`, as JSON."""
@@ -69,24 +69,25 @@ class PersonClicks:
         if page.position >= len(page.items):
             return 400, f"position {page.position} of a page of {len(page.items)} items; positions count from 0"
         with self._lock:
-            if self._producer is None:
+            if self._settings is None:
                 return 409, "the shop is not open: click while the demo is running"
             if page.request_id in self._pages:
                 return 409, f"page '{page.request_id}' was clicked before; ask for a new one"
             self._pages.add(page.request_id)
-            return self._produce(self._producer, page)
+            return self._produce(self._settings, page)
 
-    def _produce(self, producer: KafkaProducer, page: ClickedPage) -> tuple[int, str]:
-        clock, id, item = self._settings.event_clock(), page.request_id, page.items[page.position]
+    def _produce(self, settings: Settings, page: ClickedPage) -> tuple[int, str]:
+        clock, id, item = settings.event_clock(), page.request_id, page.items[page.position]
         now_ms, sent_ms = max(page.ts_ms + 1, event_now_ms(clock)), wall_ms()
         exposure = Exposure(f"{id}/e", id, page.ts_ms, page.user_id, page.items, sent_ms=sent_ms)
         click = Click(f"{id}/{page.position}/click", id, now_ms, page.user_id, item, page.position, sent_ms)
         try:
+            producer = self._producer = self._producer or make_producer(settings, linger_ms=0)
             for event in (exposure, click):
                 producer.send(EVENTS, key=key_of(page.user_id), value=to_json(event), headers=clock.headers)
                 self.exposures += len(page.items) if event is exposure else 0
                 self.clicks += event is click
             producer.flush(timeout=SEND_SECONDS)
-        except KafkaError as error:
+        except (BrokerError, KafkaError) as error:
             return 503, f"the broker does not take the click: {one_line(error)}"
         return 200, ""

@@ -140,9 +140,10 @@ def settle(
     one_life = monitor.roles["learn"].lives == 1
     trained = _whole(picture, "trained") if one_life else picture.model.get("trained")
     refused = round(monitor.roles["learn"].total("millrace_samples_refused_total"))
-    own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
     for name, more in (("exposures", person.exposures), ("clicks", person.clicks)) if person is not None else ():
-        own[name] = None if (sent := own[name]) is None else sent + more
+        if (sent := picture.figures.get(name)) is not None:
+            picture.figures[name] = sent + more
+    own = {n: None if restarted else _whole(picture, n) for n in ("exposures", "clicks", "malformed", "duplicates")}
     apart = Apart(**{name: _whole(picture, name) or 0 for name in Apart.__slots__})
     reported = Reported(
         pending=_whole(picture, "pending"),

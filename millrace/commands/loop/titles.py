@@ -11,7 +11,6 @@ from typing import Any
 
 from millrace.basics.errors import MillraceError
 from millrace.contracts.events import CHANGE_MARK, MODEL, BadEventError, Id, Item, decode_item, key_of
-from millrace.contracts.page_logs import decode_page_log
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import ITEMS, PAGE_LOGS
 from millrace.processes.kafka import make_reader, read_all, read_up, told
@@ -75,6 +74,8 @@ def watchable(settings: Settings, seconds: float = SECONDS) -> list[Id]:
     found, until_s = dict[Id, int](), time.monotonic() + seconds
     if not settings.kafka or settings.tokens or settings.token_file:
         return []
+    from millrace.contracts.page_logs import decode_page_log  # it compiles, half a second of imports
+
     with suppress(MillraceError), told("no page logs"), closing(make_reader(settings, PAGE_LOGS)) as reader:
         for partition, end in reader.end_offsets(reader.assignment()).items():
             reader.seek(partition, max(0, end - _LOOKED_AT))

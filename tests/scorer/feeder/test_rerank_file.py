@@ -41,8 +41,9 @@ class Watched:
         self.file = RerankFile(primary, self.errors.append)
 
     def look(self) -> list[str]:
-        """The words of a look."""
+        """The words of two looks: a file that has changed is read when it has not changed any more."""
         with capture_logs() as said:
+            self.file.look(self.sent.put)
             self.file.look(self.sent.put)
         return [f"{line['event']} {line.get('error', '')}" for line in said]
 
@@ -84,6 +85,18 @@ def test_new_weights_reach_the_workers_that_are_there_and_those_that_come(file: 
     watched.look()
     assert watched.sent[1:] == watched.later() == [Rerank()], "none is a choice, too"
     assert watched.errors == []
+
+
+def test_a_file_that_is_just_written_is_not_read_as_an_empty_one(file: Path) -> None:
+    watched = Watched(settings(file))
+    watched.look()
+    file.write_text("")  # opened to be written
+    watched.file.look(watched.sent.put)
+    file.write_text(TWO.replace("2.0", "6.0"))
+    watched.file.look(watched.sent.put)
+    assert watched.sent == []
+    watched.file.look(watched.sent.put)
+    assert watched.sent == [Rerank(weights={"click": 6.0})]
 
 
 @pytest.mark.parametrize(
