@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from millrace.basics.durations import span_name
 from millrace.contracts.events import Action, Event, Exposure, Order
 from stream.join.dropped import DroppedPages
 from stream.join.joined_pages import (
@@ -128,7 +129,7 @@ class LabelJoin:
         new = mask.bit_count()
         if ts + self._life_ms <= self.watermark_ms:
             out.exposures += new
-            out.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
+            out.dead.append(Dead("late", f"{span_name(self.watermark_ms - ts)} behind the watermark", message, new))
             if page is not None:
                 page.exposed |= mask
             if dropped is None:

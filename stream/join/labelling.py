@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from millrace.basics.durations import span_name
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import ProfileWarning
@@ -128,7 +129,7 @@ class Labeller:
             part.mask = 0
         elif part.ts_ms >= page_log.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
-            detail = f"{part.ts_ms - page_log.ts_ms} ms after its page log"
+            detail = f"{span_name(part.ts_ms - page_log.ts_ms)} after its page log"
             out.dead.append(Dead("no-page-log", detail, part.message, part.mask.bit_count()))
             part.mask = 0
         end = part.offset + len(part.items)
@@ -203,7 +204,7 @@ class Labeller:
             if self._book is not None and self._book.act(event, message, False):
                 return
             reason, where = ("no-exposure", "before") if early else ("late", "after")
-            out.dead.append(Dead(reason, f"{abs(after_ms)} ms {where} its exposure", message, 0))
+            out.dead.append(Dead(reason, f"{span_name(abs(after_ms))} {where} its exposure", message, 0))
             return
         page.acted[kind] |= bit
         if self._book is not None:

@@ -195,7 +195,7 @@ def test_more_that_is_ahead_than_can_be_held_is_from_the_future(monkeypatch: pyt
     held = shop.total.counts["ahead"]
     assert 0 < held < 10
     assert [dead_letter.reason for dead_letter in shop.total.dead] == ["future"] * (10 - held)
-    assert f"1800009 ms ahead of the clock, where {held} such events wait already" == shop.total.dead[-1].detail
+    assert f"30 min ahead of the clock, where {held} such events wait already" == shop.total.dead[-1].detail
     shop.now_ms += HOUR
     shop.total += shop.part.advance(shop.now_ms)
     assert shop.total.counts["exposures"] == 20 == 2 * held + shop.total.lost
