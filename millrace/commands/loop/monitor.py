@@ -288,6 +288,7 @@ class Monitor:
             "negatives": stream.total("millrace_samples_total", kind="negative"),
             "corrections": stream.total("millrace_samples_total", kind="correction"),
             "pending": stream.gauge("millrace_pending_exposures"),
+            "waiting_actions": stream.gauge("millrace_waiting_actions"),
             **_intake(self.roles.get("intake", RoleMetrics()), self.roles.get("archive", RoleMetrics())),
             "dead_letters": stream.total("millrace_dead_letters_total"),
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),
