@@ -30,12 +30,13 @@ def dead_letters(
         last: How many dead letters to print.
     """
     from millrace.commands.reference.dead_letters import DeadLetterReport
+    from millrace.commands.up.running import running, waiting_lines
     from millrace.contracts.topics import DEAD_LETTERS
     from millrace.processes.kafka import read_all
 
-    found = DeadLetterReport(reason, last)
-    read_all(with_broker(settings_of(data, kafka=kafka)), DEAD_LETTERS, lambda record: found.add(record.value))
-    emit(found.plain(), [found.text()], json)
+    found, settings = DeadLetterReport(reason, last), settings_of(data, kafka=kafka)
+    read_all(with_broker(settings), DEAD_LETTERS, lambda record: found.add(record.value))
+    emit(found.plain(), [found.text(), *waiting_lines({} if kafka else running(settings))], json)
 
 
 @quarantine.command(name="list")

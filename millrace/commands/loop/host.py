@@ -110,7 +110,7 @@ class Host:
         services = {service.name: service.pid for service in self.services}
         return state_of(
             self.phase, self.started_ms, self.speed, self.monitor, self.supervisor, list(self.notes), self.shown
-        ) | {"services": services}
+        ) | {"services": services, "lateness_minutes": self.settings.lateness_minutes}
 
     def memory(self) -> dict[str, int]:
         """Resident memory of every process of this run, in bytes, without a broker or Redis that is not ours."""

@@ -444,8 +444,10 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
         "services": {"broker": 12, "redis": None},
         "gate": {"says": "nothing was refused"},
         "awaits": "waiting for items",
+        "lateness_minutes": 90.0,
     }
-    page = PageServer(lambda: state, 0)
+    figures = {"served_version": 5.0, "waiting_actions": 1200.0, "intake_refused": 2.0}
+    page = PageServer(lambda: state | {"figures": figures | {"auc": 0.7}}, 0)
     settings = Settings(data=str(tmp_path))
     try:
         folders.say_where(tmp_path, {"page": page.url, "redis": "redis://:secret@h:1", "pid": 3})
@@ -454,16 +456,24 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
             found = running(settings)
     finally:
         page.stop()
-    assert {name: found[name] for name in (*state, "pid")} == state | {"pid": 3}
+    assert {name: found[name] for name in (*state, *figures, "pid")} == state | figures | {"pid": 3}
+    assert "auc" not in found
     lines = status_lines(found | {"version": 7})
     assert lines[:5] == [
-        f"a loop runs on '{tmp_path}' (process 3): running; model version 7",
+        f"a loop runs on '{tmp_path}' (process 3): running; serves model version 5",
         "learn      running, process 11, 2 restarts",
         "stream     starting (reads the states of its partitions, 3 to go), 1 restarts",
         "broker     process 12",
         "gate       nothing was refused",
     ]
-    assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
+    assert lines[-3:] == [
+        "redis      redis://***@h:1",
+        "waiting    1,200 actions, for their exposure or its page log: a dead letter (no-exposure) after 1.5 h; the intake "
+        "refused 2 messages",
+        "waiting for items",
+    ]
+    stopped = status_lines({"data": "d", "running": False, "version": 7})
+    assert stopped == ["no loop runs on 'd'; newest snapshot: version 7"]
     with folders.locked(tmp_path):
         assert "phase" not in running(settings), "the page is gone"
 
