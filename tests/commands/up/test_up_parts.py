@@ -468,8 +468,8 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
     ]
     assert lines[-3:] == [
         "redis      redis://***@h:1",
-        "waiting    1,200 actions, for their exposure or its page log: a dead letter (no-exposure) after 1.5 h; the intake "
-        "refused 2 messages",
+        "waiting    1,200 actions, for their exposure or its page log: a dead letter (no-exposure) after 1.5 h; "
+        "the intake refused 2 messages",
         "waiting for items",
     ]
     stopped = status_lines({"data": "d", "running": False, "version": 7})
