@@ -283,6 +283,7 @@ class Monitor:
         return {
             "event_ms": float(self._clock.at(wall_ms)),
             **_traffic(self.roles),
+            "taken_in": stream.total("millrace_exposures_total"),  # with those that no simulator sent
             "samples": stream.total("millrace_samples_total"),
             "positives": stream.total("millrace_samples_total", kind="positive"),
             "negatives": stream.total("millrace_samples_total", kind="negative"),
