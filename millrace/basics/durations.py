@@ -1,5 +1,5 @@
 # core
-"""Lengths of windows and half-lives, as a schema writes them, and the time units that count them; lengths in words.
+"""Lengths of windows and half-lives, as a schema writes them, the time units that count them, and times in words.
 
 ::
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 
 HOUR_MIN = 60
@@ -74,6 +75,15 @@ def span_name(ms: float) -> str:
             shown = f"{count:.0f}" if count == round(count) or count >= 100 else f"{count:.2g}"
             return f"{shown} {unit}" + ("s" if unit == "day" and shown != "1" else "")
     return f"{ms:.0f} ms"
+
+
+def utc(ms: int) -> str:
+    """A time in Unix ms for people.
+
+    >>> utc(1_772_414_000_000)
+    '2026-03-02 01:13 UTC'
+    """
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 @lru_cache(maxsize=64)

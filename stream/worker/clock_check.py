@@ -22,9 +22,7 @@ for that.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from millrace.basics.durations import span_name
+from millrace.basics.durations import span_name, utc
 from millrace.basics.errors import ClockError
 from millrace.contracts.clock import EventClock
 from stream.partition.partition import Partition
@@ -62,12 +60,3 @@ def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
     if partition.advance_ms is not None:
         reached_ms = max(reached_ms, partition.advance_ms - policy.disorder_ms)
     return reached_ms > max(newest_ms, latest_ms) - policy.disorder_ms
-
-
-def utc(ms: int) -> str:
-    """A time in Unix ms for people.
-
-    >>> utc(1_772_414_000_000)
-    '2026-03-02 01:13 UTC'
-    """
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -9,9 +9,10 @@ from typing import Literal
 
 import cyclopts
 
+from millrace.basics.durations import utc
 from millrace.basics.errors import SettingError
 from millrace.commands.cli.cliadmin import Admin, Yes, send_command, sure
-from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
+from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, with_broker
 from millrace.commands.up.data_folder import of_loop
 
 app = cyclopts.App(name="data", help="Dead letters, quarantine, the archive.")
@@ -47,7 +48,7 @@ def list_quarantine(*, data: Data = None, learner: Learner = None, json: Json = 
 
     store = Store(of_loop(settings_of(data, learner=learner)).place(PLACE), writes=False)
     found = listed(store)
-    lines = [f"{e.name}  {e.rows:,} rows of {when(e.from_ms)} to {when(e.to_ms)}  {e.refusal}" for e in found]
+    lines = [f"{e.name}  {e.rows:,} rows of {utc(e.from_ms)} to {utc(e.to_ms)}  {e.refusal}" for e in found]
     emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} entries"], json)
 
 

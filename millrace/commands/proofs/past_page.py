@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from learner.role.model_factory import reader_of, writer_of
-from millrace.basics.durations import span_name
+from millrace.basics.durations import span_name, utc
 from millrace.basics.errors import LogError, SnapshotError
 from millrace.contracts.events import SOURCES, BadEventError
 from millrace.contracts.page_logs import PageView, decode_served
@@ -37,7 +37,6 @@ from millrace.versions.modelstore import ModelStore
 from scorer.page import score_reasons
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.logged import LoggedTable, arrays
-from stream.worker.clock_check import utc
 
 _ROWS = {
     "time_ms": "ts_ms",

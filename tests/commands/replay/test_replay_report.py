@@ -119,7 +119,7 @@ def test_a_log_without_pages_has_no_figures_of_a_page_and_says_so(
     assert "calibration" in said
     assert "within" not in said
     (axes,) = day_plot(report["days"]).figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["AUC", "baseline's AUC"]
+    assert axes.get_legend_handles_labels()[1] == ["AUC", "baseline's AUC"]
 
 
 def test_the_verdict_is_at_the_top_of_the_page_and_in_the_terminal(
