@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from millrace.basics.errors import PortError, ServiceError, SettingError
-from millrace.commands.cli import cliconfig
+from millrace.commands.cli import cliconfig, clidata
 from millrace.commands.loop import host as hosts
 from millrace.commands.loop.host import works
 from millrace.commands.loop.monitor import Monitor, Picture
@@ -429,7 +429,11 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
     assert "control" not in line_of(alone)
 
 
-def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
+def test_status_says_what_the_run_on_the_folder_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("millrace.processes.kafka.read_all", lambda *_: 0)
+    monkeypatch.setenv("MILLRACE_KAFKA", "h:1")
     role = {"name": "learn", "state": "running", "pid": 11, "restarts": 2, "awaits": ""}
     other = {
         "name": "stream",
@@ -454,6 +458,7 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
         assert status_lines(running(settings)) == [f"no loop runs on '{tmp_path}'"], "as a killed run leaves it"
         with folders.locked(tmp_path):
             found = running(settings)
+            clidata.dead_letters(data=tmp_path)
     finally:
         page.stop()
     assert {name: found[name] for name in (*state, *figures, "pid")} == state | figures | {"pid": 3}
@@ -472,6 +477,7 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
         "the intake refused 2 messages",
         "waiting for items",
     ]
+    assert capsys.readouterr().out.splitlines() == ["no dead letters", lines[-2]]
     stopped = status_lines({"data": "d", "running": False, "version": 7})
     assert stopped == ["no loop runs on 'd'; newest snapshot: version 7"]
     with folders.locked(tmp_path):
