@@ -292,6 +292,20 @@ def test_without_windows_nothing_is_said_of_a_nightly_job(tmp_path: Path) -> Non
     assert "frozen" not in report["verdict"]
 
 
+def test_without_pages_there_is_no_figure_of_their_order(log: Path, tmp_path: Path) -> None:
+    """All models that learn through the day would have the same one: a user's day is scored by the models at its
+    start."""
+    lines = [line for line in SCHEMA.read_text().splitlines() if not line.startswith("request")]
+    (tmp_path / "s.toml").write_text("\n".join(lines))
+    given: dict[str, Any] = {"sync": (DAILY, BATCH), "model": "logistic", "workers": 0, "progress": False}
+    report = freshness(log, tmp_path / "s.toml", tmp_path / "out", train_days=1, features="live", **given)
+    assert report["grouped_auc_compares"] == "nothing: the log has no pages"
+    rows = [*report["models"], *report["comparisons"], *report["by_day"]]
+    assert all("auc_gain" in row for row in rows)
+    assert not [key for row in rows for key in row if key.startswith(("grouped", "page", "ndcg"))]
+    assert "within pages" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_one_day_is_too_few(log: Path, tmp_path: Path) -> None:
     day = sorted(log.glob("*.parquet"))[0]
     with pytest.raises((SettingError, LogError)):
