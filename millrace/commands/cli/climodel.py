@@ -108,7 +108,7 @@ def _compared(one: dict[str, Any]) -> str:
 
     >>> _compared({"event_ms": 1_772_452_800_000, "rows": 353, "auc": 0.7796, "first_auc": 0.7767, "auc_gap": 0.0029,
     ...     "auc_half": 0.0524})
-    '2026-03-02 12:00  353 rows  AUC .7796, first .7767: +.0029 ± .0524'
+    '2026-03-02 12:00 UTC  353 rows  AUC .7796, first .7767: +.0029 ± .0524'
     """
     auc, first, gap, half = (f"{one[name]:.4f}" for name in ("auc", "first_auc", "auc_gap", "auc_half"))
     text = f"{utc(one['event_ms'])}  {one['rows']:,} rows  AUC {auc}, first {first}: {'' if gap[0] == '-' else '+'}"
@@ -141,13 +141,13 @@ def _decided(one: dict[str, Any]) -> str:
     """A decision as a line.
 
     >>> _decided({"n": 7, "ms": 1_772_452_800_000, "what": "held", "why": "", "by": "person"})
-    '2026-03-02 12:00       7  held, by person'
+    '2026-03-02 12:00 UTC       7  held, by person'
     """
     rows = f" {one['rows']:,} rows" if "rows" in one else ""
     why = f": {one['why']}" if one["why"] else ""
     by = f", by {one['by']}" if one["by"] else ""
     time = utc(one["ms"]) if one["ms"] else "before any event"  # it began with nothing
-    return f"{time:<16}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
+    return f"{time:<20}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
 
 
 @app.command
