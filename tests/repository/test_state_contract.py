@@ -161,7 +161,12 @@ class Case:
 
 
 NO_CHANGES = "it is published as a part of something else, which knows what changed"
-WHOLE = "the snapshot that it is a part of is checked as a whole"
+A_PART = "the snapshot that it is a part of is checked as a whole: a partition's"
+
+
+def untold(why: str) -> dict[str, str]:
+    """The skips of what tells nobody its changes."""
+    return {CHANGES_ONCE: why, CHANGES_ABSOLUTE: why}
 
 
 # -- the learner ---------------------------------------------------------------------------------------------
@@ -169,7 +174,7 @@ WHOLE = "the snapshot that it is a part of is checked as a whole"
 
 class Guard(Case):
     covers = (LossGuard,)
-    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    skips: ClassVar = untold(NO_CHANGES)
     damaged: ClassVar = {"too short": lambda state: state[:3]}
     error = ValueError
 
@@ -181,15 +186,10 @@ class Guard(Case):
         loss = rng.exponential(40.0 if piece in (3, 6) else 0.5, 1500)  # two bursts that are refused
         return subject.exploded(loss, np.ones(1500), rng.random(1500) < 0.5)
 
-    def resume(self, state: Any) -> LossGuard:
-        guard = self.fresh()
-        guard.resume(state)
-        return guard
-
 
 class BucketSample(Case):
     covers = (Reservoir,)
-    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    skips: ClassVar = untold(NO_CHANGES)
     damaged: ClassVar = {"other columns": lambda state: {**state, "values": state["values"][:, :1]}}
     error = ValueError
 
@@ -203,7 +203,7 @@ class BucketSample(Case):
 
 class Slotted(Case):
     covers = (SlotEffect,)
-    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    skips: ClassVar = untold(NO_CHANGES)
     damaged: ClassVar = {"a slot less": lambda state: {**state, "rows": state["rows"][1:]}}
     error = ValueError
 
@@ -252,7 +252,7 @@ class Lateness(Case):
     """Clicks of a few minutes each: some wait when the snapshot is taken."""
 
     covers = (Delays,)
-    skips: ClassVar = {CHANGES_ONCE: NO_CHANGES, CHANGES_ABSOLUTE: NO_CHANGES}
+    skips: ClassVar = untold(NO_CHANGES)
     damaged: ClassVar = {"fewer clicks": lambda state: ({**state[0], "places": state[0]["places"][1:]}, state[1])}
     error = ValueError
 
@@ -320,10 +320,7 @@ class Memory(Case):
     """Ids that come again, ids that are forgotten by age, and a sweep after the snapshot."""
 
     covers = (Repeats,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "nobody is told what it remembers",
-        CHANGES_ABSOLUTE: "nobody is told what it remembers",
-    }
+    skips: ClassVar = untold("nobody is told what it remembers")
     damaged: ClassVar = {"no times": lambda state: {"ids": state["ids"]}}
     error = KeyError
 
@@ -353,19 +350,20 @@ class Model(Case):
         "a guard of another form": lambda state: (state[0], {**state[1], "guard": np.zeros(3)}),
     }
     error = SnapshotError
+    schema = LEARNT
 
     def __init__(self, **spec: Any) -> None:
         self.spec = {"hidden": [16, 16], "width": 4, "max_rows": 150, "max_age_days": 1.0, "loss_ratio": 3.0}
         self.spec |= {"step_rows": 100, **spec}
 
     def fresh(self) -> OnlineModel:
-        return OnlineModel(LEARNT, self.spec, 0)
+        return OnlineModel(self.schema, self.spec, 0)
 
     def feed(self, subject: OnlineModel, piece: int) -> Any:
         return learnt(subject, piece)
 
     def resume(self, state: Any) -> OnlineModel:
-        model = OnlineModel(LEARNT, self.spec, 5)  # the seed is the snapshot's
+        model = OnlineModel(self.schema, self.spec, 5)  # the seed is the snapshot's
         model.resume(*state)
         return model
 
@@ -387,9 +385,6 @@ class Sold(Model):
         LEARNT, outcome=(OutcomeRule("buy", event="purchase", within="30d", policy="es-dfm"),)
     )
 
-    def fresh(self) -> OnlineModel:
-        return OnlineModel(self.schema, self.spec, 0)
-
     def feed(self, subject: OnlineModel, piece: int) -> Any:
         batch = make_samples(150, piece, start_ms=START_MS + piece * 6 * DAY)
         kind, policy, telling = (
@@ -398,11 +393,6 @@ class Sold(Model):
         told = np.random.default_rng(piece).integers(-2, 3, (150, 1)).astype(np.float32)
         subject.learn(replace(batch, kind=kind, policy=policy, telling=telling, outcomes=told))
         return subject.predict(batch.cat, batch.num)
-
-    def resume(self, state: Any) -> OnlineModel:
-        model = OnlineModel(self.schema, self.spec, 5)
-        model.resume(*state)
-        return model
 
 
 class Headed(Model):
@@ -455,10 +445,8 @@ class Teacher(Case):
     """A trainer with its model, as the learner's shell keeps them together."""
 
     covers = (Trainer,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "its model's changes are published",
-        CHANGES_ABSOLUTE: "its model's changes are published",
-        DAMAGED: "what is damaged in a snapshot is found by the model, which reads it first",
+    skips: ClassVar = untold("its model's changes are published") | {
+        DAMAGED: "what is damaged in a snapshot is found by the model, which reads it first"
     }
 
     def fresh(self) -> Trainer:
@@ -489,10 +477,7 @@ class Teacher(Case):
 
 class Refusals(Case):
     covers = (Quarantine,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "nobody is told of changes: people read a list",
-        CHANGES_ABSOLUTE: "nobody is told of changes: people read a list",
-    }
+    skips: ClassVar = untold("nobody is told of changes: people read a list")
     damaged: ClassVar = {"cut off": lambda state: state[:-1], "another form": lambda state: b"\x07"}
     error = SnapshotError
 
@@ -611,11 +596,7 @@ def _other_columns() -> TileStore:
 
 class Outcomes(Case):
     covers = (OutcomeBook,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "what comes out of it is an outcome of each message",
-        CHANGES_ABSOLUTE: "what comes out of it is an outcome of each message",
-        DAMAGED: f"{WHOLE}: a partition's",
-    }
+    skips: ClassVar = untold("what comes out of it is an outcome of each message") | {DAMAGED: A_PART}
 
     def fresh(self) -> OutcomeBook:
         return OutcomeBook(BY_AGE, Decoder(SCHEMA, 0, None, ()).shape, POLICY.lateness_ms)
@@ -647,11 +628,7 @@ class Outcomes(Case):
 
 class Join(Case):
     covers = (LabelJoin, DroppedPages, Labeller)
-    skips: ClassVar = {
-        CHANGES_ONCE: "what comes out of it is an outcome of each message",
-        CHANGES_ABSOLUTE: "what comes out of it is an outcome of each message",
-        DAMAGED: f"{WHOLE}: a partition's",
-    }
+    skips: ClassVar = untold("what comes out of it is an outcome of each message") | {DAMAGED: A_PART}
 
     def fresh(self) -> LabelJoin:
         return LabelJoin(POLICY, ShownPages(SCHEMA))
@@ -746,11 +723,7 @@ def _headed(raw: bytes, name: str, value: Any) -> bytes:
 
 class Belongings(Case):
     covers = (Owners,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "its partition tells who is told",
-        CHANGES_ABSOLUTE: "its partition tells who is told",
-        DAMAGED: f"{WHOLE}: a partition's",
-    }
+    skips: ClassVar = untold("its partition tells who is told") | {DAMAGED: A_PART}
 
     def fresh(self) -> Owners:
         return Owners()
@@ -845,11 +818,7 @@ class Due(Case):
     """A turn with what is due of it done at once, up to an advance that is announced and not yet made."""
 
     covers = (Turn,)
-    skips: ClassVar = {
-        CHANGES_ONCE: "its partition's changes are published",
-        CHANGES_ABSOLUTE: "its partition's changes are published",
-        DAMAGED: f"{WHOLE}: a partition's",
-    }
+    skips: ClassVar = untold("its partition's changes are published") | {DAMAGED: A_PART}
     clock = EventClock()
 
     def turn(self, partition: Partition) -> Turn:

@@ -375,8 +375,6 @@ def test_clicks_that_come_late_make_the_gain_an_upper_bound(log: Path, data: Dat
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 NEWS = """
 name = "news"
-fields = [{name = "user", of = "user"}, {name = "item", of = "item"}, {name = "category", of = "item"},
-          {name = "exposure_age_days", of = "item", kind = "numeric"}]
 [log]
 time = "t"
 user = "user"
@@ -384,10 +382,26 @@ item = "item"
 label = "y"
 request = "page"
 identity = ["page", "item"]
+[[fields]]
+name = "user"
+of = "user"
+[[fields]]
+name = "item"
+of = "item"
+[[fields]]
+name = "category"
+of = "item"
+[[fields]]
+name = "exposure_age_days"
+of = "item"
+kind = "numeric"
 [windows]
 lengths = ["15min", "1h", "6h", "1d"]
 actions = ["exposure", "click"]
-keys = [{columns = ["item"]}, {columns = ["user", "category"]}]
+[[windows.keys]]
+columns = ["item"]
+[[windows.keys]]
+columns = ["user", "category"]
 """
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -30,6 +29,7 @@ from millrace.contracts.samples import CORRECTION, NEGATIVE, POSITIVE, SampleBat
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import local_days, read_log
 from tests.architecture import ROOT
+from tests.scenes.small_logs import written
 from tests.scenes.waiting import LONG
 
 SCHEMA = """
@@ -79,17 +79,6 @@ def make_rows(n: int = 300, seed: int = 1) -> list[dict[str, Any]]:
     return rows
 
 
-def write(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
-    path = folder / f"log.{form}"
-    if form == "jsonl":
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    elif form == "csv":
-        pacsv.write_csv(pa.Table.from_pylist(rows), path)
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
 @pytest.fixture
 def schema_file(tmp_path: Path) -> Path:
     path = tmp_path / "schema.toml"
@@ -109,7 +98,7 @@ def test_each_form_and_each_run_gives_the_same_report_and_another_seed_another(
     tmp_path: Path, schema_file: Path
 ) -> None:
     rows = make_rows()
-    reports = [run(write(tmp_path, f, rows), schema_file, tmp_path / f) for f in ("csv", "parquet", "jsonl")]
+    reports = [run(written(tmp_path, rows, f"log.{f}"), schema_file, tmp_path / f) for f in ("csv", "parquet", "jsonl")]
     again = run(tmp_path / "log.csv", schema_file, tmp_path / "again")
     assert reports[0] == reports[1] == reports[2] == again
     assert run(tmp_path / "log.csv", schema_file, tmp_path / "other", seed=1) != again
@@ -119,7 +108,7 @@ def test_the_report_has_its_keys_and_counts(tmp_path: Path, schema_file: Path) -
     rows = make_rows()
     copies = tmp_path / "copies.toml"
     copies.write_text(schema_file.read_text() + 'identity = ["at", "user", "item"]\n')
-    run(write(tmp_path, "csv", [*rows, rows[3], rows[7]]), copies, tmp_path / "out")
+    run(written(tmp_path, [*rows, rows[3], rows[7]], "log.csv"), copies, tmp_path / "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     distinct = {(r["at"], r["user"], r["item"]) for r in rows}
     assert set(report) == {"verdict", "rows", "duplicates", "days", "total"}
@@ -144,7 +133,7 @@ def test_the_report_has_its_keys_and_counts(tmp_path: Path, schema_file: Path) -
 
 def test_a_day_of_one_class_has_no_auc(tmp_path: Path, schema_file: Path) -> None:
     rows = [r | {"click": 0} for r in make_rows(40)]
-    run(write(tmp_path, "csv", rows), schema_file, tmp_path / "out")
+    run(written(tmp_path, rows, "log.csv"), schema_file, tmp_path / "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["total"]["auc"] is None
     assert report["total"]["calibration"] is None
@@ -152,7 +141,7 @@ def test_a_day_of_one_class_has_no_auc(tmp_path: Path, schema_file: Path) -> Non
 
 
 def test_it_learns_what_there_is_to_learn(tmp_path: Path, schema_file: Path) -> None:
-    run(write(tmp_path, "parquet", make_rows(3000)), schema_file, tmp_path / "out")
+    run(written(tmp_path, make_rows(3000)), schema_file, tmp_path / "out")
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["days"][-1]["auc"] > 0.75  # the best possible is near 0.85
 
@@ -177,7 +166,7 @@ class Spy:
 def spied(folder: Path, rows: list[dict[str, Any]], text: str, batch_rows: int = 32) -> tuple[Spy, Schema]:
     schema = parse_schema(text)
     spy = Spy()
-    log = read_log(write(folder, "jsonl", rows), schema)
+    log = read_log(written(folder, rows, "log.jsonl"), schema)
     run_log(log, schema, spy, batch_rows, lambda done: None, how=WAIT)
     return spy, schema
 
@@ -230,7 +219,7 @@ def test_windows_equal_a_recount_of_what_happened_strictly_before(tmp_path: Path
     rows = unique(make_rows())
     rows[40]["click"], rows[40]["click_at"] = 1, rows[40]["at"] - HOUR  # a clock that is wrong: never before itself
     schema = parse_schema(text)
-    log = read_log(write(tmp_path, "jsonl", rows), schema)
+    log = read_log(written(tmp_path, rows, "log.jsonl"), schema)
     _, num = Stretches(log, schema, rows_at_once=chunk).of(np.arange(len(rows)))
     at = {name: i for i, name in enumerate(schema.layout.num_names)}
 
@@ -293,7 +282,7 @@ def blind_rows(n: int, users: int, seed: int) -> list[dict[str, Any]]:
 def test_labels_that_only_their_users_rate_explains_are_not_distinguished_within_users(tmp_path: Path) -> None:
     """The truth is .5. Scores from different times are below it: who was unlucky so far is scored too low."""
     schema = parse_schema(SCHEMA.replace("days = [1, 3]", "days = [30]"))
-    table = read_log(write(tmp_path, "parquet", blind_rows(10_000, 1000, seed=4)), schema)
+    table = read_log(written(tmp_path, blind_rows(10_000, 1000, seed=4)), schema)
     quick = SMALL | {"dense_rate": 0.02, "ftrl_alpha": 0.5}
     groups = GroupedRows(table, schema)
     p = run_log(table, schema, OnlineModel(schema, quick, 0), 64, lambda done: None, groups)
@@ -325,7 +314,7 @@ def test_labels_that_only_their_users_rate_explains_are_not_distinguished_within
 def test_a_frozen_score_knows_nothing_of_its_day(tmp_path: Path, text: str) -> None:
     rows = unique(make_rows())
     schema = parse_schema(text)
-    table = read_log(write(tmp_path, "jsonl", rows), schema)
+    table = read_log(written(tmp_path, rows, "log.jsonl"), schema)
     days = local_days(table, schema)
     spy, groups = Spy(), GroupedRows(table, schema)
     run_log(table, schema, spy, 32, lambda done: None, groups, WAIT)
@@ -359,7 +348,7 @@ def test_a_frozen_score_knows_nothing_of_its_day(tmp_path: Path, text: str) -> N
 
 def test_the_frozen_pass_changes_no_progressive_score(tmp_path: Path) -> None:
     schema = parse_schema(SCHEMA + ACTION_TIMES)
-    table = read_log(write(tmp_path, "jsonl", make_rows(600)), schema)
+    table = read_log(written(tmp_path, make_rows(600), "log.jsonl"), schema)
     found = [
         run_log(table, schema, OnlineModel(schema, SMALL, 0), 64, lambda done: None, groups)
         for groups in (None, GroupedRows(table, schema))
@@ -380,7 +369,7 @@ def paged(rows: list[dict[str, Any]], size: int, apart_ms: int) -> list[dict[str
 def test_a_log_with_pages_is_compared_within_them(tmp_path: Path, apart_ms: int) -> None:
     schema = parse_schema(SCHEMA + 'request = "page"\nidentity = ["page", "item"]\n')
     rows = paged(make_rows(400), 4, apart_ms)
-    table = read_log(write(tmp_path, "jsonl", rows), schema)
+    table = read_log(written(tmp_path, rows, "log.jsonl"), schema)
     groups = GroupedRows(table, schema)
     p = run_log(table, schema, OnlineModel(schema, SMALL, 0), 32, lambda done: None, groups)
     q, group = groups.compared(p)
@@ -399,7 +388,7 @@ def test_a_log_with_pages_is_compared_within_them(tmp_path: Path, apart_ms: int)
 
 def test_windows_are_not_read_at_a_row_that_is_behind_or_no_cut(tmp_path: Path) -> None:
     schema = parse_schema(SCHEMA)
-    table = read_log(write(tmp_path, "jsonl", make_rows()), schema)
+    table = read_log(written(tmp_path, make_rows(), "log.jsonl"), schema)
     rows = LogRows(table, schema)
     cut = int(np.searchsorted(rows.ts_ms, rows.ts_ms[100], side="left"))
     made = Stretches(table, schema, cuts=(cut,))
@@ -428,7 +417,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: Path | str) -> int:
 def test_the_command_prints_a_table_and_succeeds(
     tmp_path: Path, schema_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = write(tmp_path, "parquet", make_rows())
+    log = written(tmp_path, make_rows())
     assert command(monkeypatch, log, "--schema", schema_file, "--seed", "3", "--out", tmp_path / "deep" / "out") == 0
     shown = capsys.readouterr().out
     assert "2022-04-26" in shown
@@ -455,7 +444,7 @@ def test_what_cannot_be_done_is_one_line_and_status_1(
     arguments: list[str],
     words: str,
 ) -> None:
-    write(tmp_path, "parquet", make_rows(20))
+    written(tmp_path, make_rows(20))
     (tmp_path / "bad.toml").write_text(SCHEMA.replace('"user"\n', '"user_id"\n', 1).replace('["user"', '["user_id"'))
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, *arguments) == 1
@@ -515,7 +504,7 @@ def test_a_log_that_cannot_be_read_is_one_line_and_status_1(
 def test_the_report_does_not_depend_on_how_values_are_stored(
     tmp_path: Path, schema_file: Path, stored: Callable[[pa.Table], pa.Table]
 ) -> None:
-    plain = write(tmp_path, "parquet", make_rows())
+    plain = written(tmp_path, make_rows())
     report = run(plain, schema_file, tmp_path / "plain")
     pq.write_table(stored(pq.read_table(plain)), tmp_path / "other.parquet")
     assert run(tmp_path / "other.parquet", schema_file, tmp_path / "other") == report
@@ -532,7 +521,9 @@ def test_the_time_may_name_the_page_and_the_day_too(tmp_path: Path, schema_file:
 
 def test_an_unknown_setting_of_the_model_is_refused(tmp_path: Path, schema_file: Path) -> None:
     with pytest.raises(SettingError, match="wdith"):
-        replay(write(tmp_path, "csv", make_rows(20)), schema_file, tmp_path / "o", spec={"wdith": 4}, progress=False)
+        replay(
+            written(tmp_path, make_rows(20), "log.csv"), schema_file, tmp_path / "o", spec={"wdith": 4}, progress=False
+        )
 
 
 @pytest.mark.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -20,6 +19,7 @@ from millrace.basics.errors import LogError, MillraceError, SchemaError
 from millrace.contracts.events import MAX_OFFSET, Action
 from millrace.contracts.schema import Schema, parse_schema
 from millrace.logs import LogTable, local_days, read_log
+from tests.scenes.small_logs import written
 
 SCHEMA = """
 name = "t"
@@ -72,15 +72,10 @@ ROWS: list[dict[str, Any]] = [
 def write(folder: Path, form: str, rows: list[dict[str, Any]] | None = None) -> Path:
     rows = ROWS if rows is None else rows
     path = folder / f"log.{form}"
-    if form == "jsonl":
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        return path
+    if form in ("parquet", "csv", "jsonl"):
+        return written(folder, rows, path.name)
     table = pa.Table.from_pylist(rows) if rows else pa.table({})
-    if form == "parquet":
-        pq.write_table(table, path)
-    elif form == "csv":
-        pacsv.write_csv(table, path)
-    elif form == "tsv":
+    if form == "tsv":
         pacsv.write_csv(table, path, pacsv.WriteOptions(delimiter="\t"))
     elif form == "csv.gz":
         path.write_bytes(gzip.compress(write(folder, "csv", rows).read_bytes()))
