@@ -75,7 +75,7 @@ class Sides:
     @staticmethod
     def fits(schema: Schema) -> bool:
         """Whether users and items of this schema have any column for a vector."""
-        user = any(f.of == "user" and f.kind == "categorical" and not f.bias for f in schema.fields)
+        user = any(f.of == "user" and f.kind != "numeric" and not f.bias for f in schema.fields)
         return user and any(f.of == "item" and not f.bias for f in schema.fields)
 
     @property

@@ -32,12 +32,20 @@ def value_hash(value: object) -> int:
     Whole numbers hash like the integer (``1.0`` and ``1`` are one value, since a column with gaps is read as floats),
     booleans like 0 and 1, all other values by their text.
     """
-    if value is None or value == "" or value != value:  # NaN is the only value unequal to itself
+    text = value_text(value)
+    if not text:
         return 0
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def value_text(value: object) -> str:
+    """The text by which :func:`value_hash` knows a value; empty when it is missing."""
+    if value is None or value == "" or value != value:  # NaN is the only value unequal to itself
+        return ""
     if isinstance(value, bool | np.bool_) or (isinstance(value, float | np.floating) and float(value).is_integer()):
         value = int(value)
-    digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
+    return str(value)
 
 
 def column_hash(column: Any) -> U64:

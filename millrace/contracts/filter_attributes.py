@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from millrace.basics.hashing import value_hash
+from millrace.contracts.field_values import parts_of
 from millrace.contracts.schema import DERIVED, ITEM_AGES, MOST_DAYS, Field, Schema
 
 MOST_VALUES = 16
@@ -75,14 +76,7 @@ def values_of(field: Field | None, value: Value | Sequence[Value] | None) -> lis
     >>> values_of(None, ["eu", "us", ""])
     ['eu', 'us']
     """
-    if value is None:
-        return []
-    parts: Iterable[Value]
-    if isinstance(value, str):
-        parts = (p.strip() for p in value.split(field.separator)) if field and field.slots > 1 else (value,)
-    else:
-        parts = value if isinstance(value, list | tuple) else (value,)
-    return [part for part in parts if value_hash(part)]
+    return [part for part in parts_of(field, value) if value_hash(part)]
 
 
 def hashes_of(field: Field | None, value: Value | Sequence[Value] | None) -> list[int]:

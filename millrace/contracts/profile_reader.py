@@ -119,7 +119,7 @@ def unfit(field: Field | None, value: str | int | float | bool | list[str | int]
             return "is no number"
         # NaN is missing, like null; it fails no comparison.
         return "is beyond what a float32 holds" if abs(number) >= TOO_LARGE else ""
-    if isinstance(value, list) and (field is None or field.slots == 1):
+    if isinstance(value, list) and (field is None or field.slots == 1 or field.kind == "text"):
         return "is a list where one value is needed"
     return ""
 

@@ -83,7 +83,7 @@ class ProfileChecks:
                     found.append(ProfileWarning("unknown-attribute", detail))
                 continue
             field = read[name]
-            if field is None or field.kind == "numeric":
+            if field is None or field.kind != "categorical":
                 continue
             if isinstance(value, list) and len(set(map(str, value))) > field.slots:
                 detail = f"{side} {whose!r}: {name} has {len(value)} values, {field.slots} slots"

@@ -48,6 +48,9 @@ MOST_DAYS = 3650
 MAX_COLUMNS = 16
 """The most counts and sums in a tile."""
 
+MOST_SLOTS = 16
+"""The most values of a field that is no text."""
+
 MAX_FILTERS = 16
 """Attributes in ``filters``: each takes memory for every item."""
 
@@ -66,7 +69,8 @@ that since its first exposure, the user's last actions (millrace/windows/lastact
 
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
-    """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled.
+    """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled. The values of a
+    text are its words, and with ``bigrams`` pairs of neighbours (:mod:`millrace.contracts.field_values`).
 
     ``pool``: by their mean, or, for the user's last actions, by attention of the item on the page.
     ``width`` is the embedding width (None: the model's default). ``bias`` marks a field that is known when learning
@@ -75,13 +79,18 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     of: Side
-    kind: Literal["categorical", "numeric"] = "categorical"
-    slots: Annotated[int, Meta(ge=1, le=16)] = 1
+    kind: Literal["categorical", "numeric", "text"] = "categorical"
+    slots: Annotated[int, Meta(ge=1, le=32)] = 1
     separator: str = ","
     width: Annotated[int, Meta(ge=1, le=256)] | None = None
     transform: Transform = "raw"
     bias: bool = False
     pool: Literal["mean", "attention"] = "mean"
+    bigrams: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "text" and self.slots == 1:
+            force_setattr(self, "slots", 32 if self.bigrams else MOST_SLOTS)
 
 
 class WindowKey(Struct, frozen=True, forbid_unknown_fields=True):
@@ -309,8 +318,9 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         windows = msgspec.to_builtins(self.windows)
         newer = ("half_lives", "means", "lengths")
         windows = {name: value for name, value in windows.items() if value or name not in newer}
+        plain = ("pool", "mean"), ("bigrams", False)
         fields = [msgspec.to_builtins(field) for field in self.fields]
-        fields = [{n: v for n, v in field.items() if (n, v) != ("pool", "mean")} for field in fields]
+        fields = [{n: v for n, v in field.items() if (n, v) not in plain} for field in fields]
         late = [
             entry
             for entry in (self.among, [(one.name, one.on, one.event, one.within) for one in self.outcome], self.age)
@@ -408,7 +418,7 @@ class Layout(Struct, frozen=True):
     @classmethod
     def of(cls, schema: Schema) -> Layout:
         ordered = [f for side in SIDES for f in schema.fields if f.of == side]
-        cats = tuple(f for f in ordered if f.kind == "categorical")
+        cats = tuple(f for f in ordered if f.kind != "numeric")
         plain = tuple(f for f in ordered if f.kind == "numeric")
         names: list[str] = []
         starts: list[int] = []
@@ -613,10 +623,25 @@ def _check(schema: Schema, source: str) -> None:
             fail(what, remedy)
     for what, remedy in outcome_problems(schema.outcome, numeric):
         fail(what, remedy)
+    _check_texts(schema, fail)
     _check_last(schema, fail)
     _check_ages(schema, fail)
     _check_among(schema, fail)
     _check_filters(schema, fail)
+
+
+def _check_texts(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+    texts = [f.name for f in schema.fields if f.kind == "text"]
+    for field in schema.fields:
+        if field.name in texts and field.name in (*schema.ids, *DERIVED):
+            fail(f"field '{field.name}' is a text", "make it categorical: it is an id, or computed")
+        if field.name not in texts and field.bigrams:
+            fail(f"field '{field.name}' has bigrams", 'they are of words: give it kind = "text"')
+        if field.name not in texts and field.slots > MOST_SLOTS:
+            fail(f"field '{field.name}' has {field.slots} slots", f"name at most {MOST_SLOTS}; a text has up to 32")
+    for key in schema.windows.keys:
+        for column in {*key.columns} & {*texts}:
+            fail(f"window key '{key.name}' names '{column}', a text", "count by a category instead")
 
 
 def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:
@@ -724,8 +749,8 @@ def _check_filters(schema: Schema, fail: Callable[[str, str], Any]) -> None:
             fail(f"filters names '{name}', which no item sends as an attribute", "leave it out")
         if field is not None and field.of != "item":
             fail(f"filters names '{name}', which is of the {field.of}", "name attributes of items")
-        if field is not None and field.kind == "numeric":
+        if field is not None and field.kind != "categorical":
             remedy = "filters tell values apart and know no ranges: send an attribute for it, such as a price band"
-            fail(f"filters names '{name}', which is a numeric field", remedy)
+            fail(f"filters names '{name}', which is a {field.kind} field", remedy)
     if len(schema.filters) > MAX_FILTERS:
         fail(f"filters names {len(schema.filters)} attributes", f"name at most {MAX_FILTERS}")

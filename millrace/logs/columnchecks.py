@@ -30,7 +30,9 @@ def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, 
     """Marks rows that lack what each row needs, and returns the columns that cannot be read at all. Times, labels,
     positions and numbers are checked as they are read."""
     multi = {f.name for f in schema.fields if f.slots > 1 and f.kind == "categorical"}
-    roles = dict.fromkeys(columns, "field") | {f.name: "numeric field" for f in schema.fields if f.kind == "numeric"}
+    roles = dict.fromkeys(columns, "field") | {
+        f.name: f"{f.kind} field" for f in schema.fields if f.kind != "categorical"
+    }
     roles |= dict.fromkeys(log.action_times.values(), "action time") | dict.fromkeys(log.identity, "identity")
     roles |= {} if log.born is None else {log.born: "birth time"}
     roles |= dict.fromkeys(schema.outcome_columns, "outcome")

@@ -14,7 +14,7 @@ field's is (n, slots) or (1, slots), filled from the left. Absent columns, unkno
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from millrace.basics.durations import DAY_MIN, DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.basics.number_kernels import BlockForm, fill_block, whole_steps
+from millrace.contracts.field_values import parts_of
 from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, ITEM_AGES, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
@@ -244,8 +245,8 @@ class FeatureBuilder:
         return out
 
     def column(self, name: str, values: Any) -> U64:
-        """Value hashes of a whole column: (n,), or (n, slots) for a multi field, whose entries are lists or separated
-        texts."""
+        """Value hashes of a whole column: (n,), or (n, slots) for a multi field, whose entries are as
+        :func:`millrace.contracts.field_values.parts_of` takes them."""
         field = self._fields.get(name)
         if field is None or field.slots == 1:
             return column_hash(values)
@@ -311,12 +312,6 @@ def _number(value: Any) -> float:
 
 
 def _slots(field: Field, value: Any) -> list[int]:
-    if isinstance(value, str):
-        parts: Sequence[Any] = [p.strip() for p in value.split(field.separator)]
-    elif isinstance(value, list | tuple | np.ndarray):
-        parts = list(value)
-    else:
-        parts = [value]
-    hashes = dict.fromkeys(value_hash(p) for p in parts)
+    hashes = dict.fromkeys(map(value_hash, parts_of(field, value)))
     hashes.pop(0, None)
     return list(hashes)[: field.slots]

@@ -26,7 +26,9 @@ import pyarrow as pa
 
 from millrace.basics.durations import DAY_MS
 from millrace.basics.errors import SettingError
+from millrace.basics.hashing import value_text
 from millrace.contracts.events import ACTIONS
+from millrace.contracts.field_values import parts_of
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 
 TIMES = tuple(f"{action}_ms" for action in ACTIONS[1:])
@@ -182,7 +184,7 @@ def _free(name: str, taken: set[str]) -> str:
 def _type(field: Field) -> pa.DataType:
     if field.kind == "numeric":
         return pa.float64()
-    return pa.list_(pa.string()) if field.slots > 1 else pa.string()
+    return pa.list_(pa.string()) if field.slots > 1 and field.kind != "text" else pa.string()
 
 
 def _value(field: Field, value: Any) -> Any:
@@ -194,16 +196,11 @@ def _value(field: Field, value: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             return None
         return number if math.isfinite(number) else None
-    if field.slots == 1:
+    if field.slots == 1 or field.kind == "text":
         return None if isinstance(value, list) else text(value)
-    parts = [p.strip() for p in value.split(field.separator)] if isinstance(value, str) else value
-    return [text(p) for p in (parts if isinstance(parts, list) else [parts]) if p is not None and p != ""]
+    return [said for said in map(text, parts_of(field, value)) if said is not None]
 
 
 def text(value: Any) -> str | None:
     """A value as text with the same hash; None where it is missing."""
-    if value is None or value == "" or value != value:
-        return None
-    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
-        value = int(value)
-    return str(value)
+    return value_text(value) or None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from millrace.basics.durations import HOUR_MS
 from millrace.basics.hashing import U64, combine, value_hash
 from millrace.contracts.events import Attribute, Item, ItemChange, ItemTiles
+from millrace.contracts.field_values import parts_of
 from millrace.contracts.itemtiles import unpack
 from millrace.contracts.online_layout import HOT, LIST_SIZE, NEW, hot_in
 from millrace.contracts.schema import Schema
@@ -50,7 +51,7 @@ class ShopLists:
         builder = FeatureBuilder(schema)
         self.columns = tuple(taste_columns(builder) if columns is None else columns)
         self.size = size
-        self._separators = {f.name: f.separator for f in schema.fields if f.slots > 1}
+        self._fields = {f.name: f for f in schema.fields}
         self._windows = schema.windows
         self._counts_items = any(key.columns == (builder.item_column,) for key in schema.windows.keys)
         self._salt = schema.layout.key_salt(builder.item_column)
@@ -115,12 +116,9 @@ class ShopLists:
         return out | ({NEW: {names[i]: float(born[i]) for i in newest}} if newest else {})
 
     def _texts(self, column: str, value: Attribute) -> tuple[str, ...]:
-        separator = self._separators.get(column)
-        if isinstance(value, str):
-            values = [part.strip() for part in value.split(separator)] if separator else [value]
-        else:
-            values = [str(v) for v in (value if isinstance(value, list) else [] if value is None else [value])]
-        return tuple(dict.fromkeys(v for v in values if v))
+        return tuple(
+            dict.fromkeys(str(v) for v in parts_of(self._fields.get(column), value) if v is not None and v != "")
+        )
 
     def _heat(self, keys: U64, now_ms: int) -> NDArray[np.float64]:
         heat = np.zeros(len(keys))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.experiment_ages import FIGURES, MEDIANS_MS, _run, experiment_ages, schema_of
+from experiments.experiment_ages import CONTENTS, FEW, FIGURES, MEDIANS_MS, _run, experiment_ages, few_first, schema_of
 from millrace.basics.durations import HOUR_MS, MINUTE_MS
 from millrace.basics.errors import SettingError
 from millrace.commands.guess.agesteps import STEPS
@@ -56,6 +57,33 @@ def test_it_compares_each_age_with_hours(tmp_path: Path) -> None:
     assert "5min" in report["verdict"]
     with pytest.raises(SettingError, match="two worlds or more"):
         experiment_ages(tmp_path, worlds=(0,))
+
+
+def test_a_title_has_the_words_of_its_topic_and_a_third_of_the_pages_are_of_new_articles() -> None:
+    news = News(3, titled=True)
+    table = news.table()
+    rows = table.slice(0, 2000).to_pylist()
+    for row in rows:
+        assert set(row["keywords"].split()) < set(row["title"].split())
+        assert len({word.partition("x")[0] for word in row["keywords"].split()}) == 1, "one topic"
+        assert len(row["title"].split()) == 12
+    fillers = Counter(word for row in rows for word in row["title"].split() if word.startswith("f"))
+    assert fillers.most_common(1)[0][0] == "f0"
+    ts_ms, born_ms = table["ts_ms"].to_numpy(), table["born_ms"].to_numpy()
+    before = ts_ms < news.renewed_ms
+    assert 0.3 < (ts_ms - born_ms < HOUR_MS)[before].mean() < 0.5
+    assert [name for name in table.column_names if name not in News(3).table().column_names] == ["title", "keywords"]
+
+
+def test_it_compares_what_a_schema_has_of_an_article(tmp_path: Path) -> None:
+    how = {"worlds": (0, 1), "hours": 2, "pages": 0.1, "workers": 0, "progress": False, "spec": SMALL}
+    report = experiment_ages(tmp_path, titles=True, **how)  # type: ignore[arg-type]
+    assert [(cell["delay"], cell["policy"]) for cell in report["cells"]] == [("prompt", one) for one in CONTENTS]
+    assert all((cell["new_auc_over_nothing"] == 0) == (cell["policy"] == "nothing") for cell in report["cells"])
+    assert all(cell["new_auc"] < cell["oracle_new_auc"] for cell in report["cells"])
+    assert "title" in report["verdict"]
+    item = np.random.default_rng(0).integers(9, size=700)
+    assert few_first(item).tolist() == [int((item[:at] == one).sum()) < FEW for at, one in enumerate(item)]
 
 
 def test_hours_are_the_schema_as_it_was() -> None:

@@ -33,9 +33,11 @@ from stream.archive.forget import forget
 from stream.archive.logged import arrays
 from stream.archive.schemafile import schema_text
 from tests.scenes.parity_shop import FIELDS, LAST, Shop
+from tests.scenes.schemas import table
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 
-SCHEMA = parse_schema(FIELDS + LAST)
+SCHEMA = parse_schema(FIELDS + LAST + table("[[fields]]", name="title", of="item", kind="text", bigrams=True))
+TITLES = ["Tariff talks stall, again", "", "हिन्दी 2026", "日本の旅 & café", 7.0]
 COMPARED = parse_schema(
     FIELDS
     + '[[among]]\nnumber = "item_id.click_rate.7d"\n[[among]]\nnumber = "price"\n'
@@ -65,7 +67,7 @@ class Loop:
 
     def run(self, n: int = 160, seed: int = 1, features: bool = True) -> Path:
         rng = np.random.default_rng(seed)
-        items = [Item(f"i{i}", {"price": 3.0 * i}, T0) for i in range(5)]
+        items = [Item(f"i{i}", {"price": 3.0 * i, "title": TITLES[i]}, T0) for i in range(5)]
         shop, archive = Shop(items, self.schema), Archive(self.schema, WAITS, 100_000 * HOUR, 1, features)
         offsets: Counter[str] = Counter()
 
