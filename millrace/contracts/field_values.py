@@ -78,7 +78,7 @@ _MOST = 8.0
 
 
 def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
-    """The numbers that a model sees of a vector, (len(field.numbers),); all 0 where it is missing. Equal bits on every
+    """The numbers that a model sees of a vector, (min(size, VECTOR_NUMBERS),); all 0 where it is missing. Equal bits on every
     machine: all sums are of whole numbers below 2^53.
 
     Args:
@@ -88,7 +88,7 @@ def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
     Raises:
         ValueError: it is no such vector, or has a number beyond float16.
     """
-    made = np.zeros(len(field.numbers), np.float32)
+    made = np.zeros(min(field.size, VECTOR_NUMBERS), np.float32)
     if value is None or (isinstance(value, str) and not value):
         return made
     try:
@@ -118,4 +118,5 @@ _TOP = float(np.finfo(np.float16).max)
 def _signs(size: int) -> NDArray[np.float64]:
     """(size, VECTOR_NUMBERS) of -1 and 1."""
     drawn = hashlib.shake_256(b"signs").digest(size * VECTOR_NUMBERS // 8)
-    return np.unpackbits(np.frombuffer(drawn, np.uint8)).reshape(size, VECTOR_NUMBERS) * 2.0 - 1.0
+    bits = np.unpackbits(np.frombuffer(drawn, np.uint8)).reshape(size, VECTOR_NUMBERS)
+    return 2 * bits.astype(np.float64) - 1
