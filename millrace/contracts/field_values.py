@@ -78,8 +78,8 @@ _MOST = 8.0
 
 
 def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
-    """The numbers that a model sees of a vector, (min(size, VECTOR_NUMBERS),); all 0 where it is missing. Equal bits on every
-    machine: all sums are of whole numbers below 2^53.
+    """The numbers that a model sees of a vector; all 0 where it is missing. Equal bits on every machine: all sums are of
+    whole numbers below 2^53. (min(size, VECTOR_NUMBERS),)
 
     Args:
         value: a list of numbers, or a text: JSON, or base64 of float16, little-endian. Of the length ``field.size``,
