@@ -38,7 +38,7 @@ _BREAKS = {" ": r"\S+", ",": r"[^,]+", "|": r"[^|]+", ";": r"[^;]+"}
 class Feature:
     """One ``[[fields]]`` entry without its owner."""
 
-    kind: Literal["categorical", "numeric"] = "categorical"
+    kind: Literal["categorical", "numeric", "text"] = "categorical"
     slots: int = 1
     separator: str = ","
     transform: Transform = "raw"
@@ -108,14 +108,13 @@ def _text(column: Column) -> Feature | str:
         if len(words) <= 0.5 * len(texts) and max(map(len, words)) <= 40:
             slots, said = _slots([len(parts) for parts in lists])
             return Feature(slots=slots, separator=separator, why=f"lists of {len(words):,} words in one text; {said}")
-    long = float(np.mean([len(text) for text in texts]))
-    phrases = column.distinct > FEW and np.mean([len(text.split()) for text in texts]) >= 3
-    if ((long > 40 or phrases) and np.mean([" " in t for t in texts]) > 0.5) or texts[0].startswith(
-        ("http://", "https://")
-    ):
-        return f"free text (about {long:.0f} letters): no feature"
+    if texts[0].startswith(("http://", "https://")):
+        return "addresses of pages: no feature"
     if all(text[0] + text[-1] in ("[]", "{}") for text in texts[:100]):
         return "text of records or lists: no feature as it is"
+    long, words = np.mean([(len(text), len(text.split())) for text in texts], axis=0)
+    if (long > 40 or (column.distinct > FEW and words >= 3)) and np.mean([" " in t for t in texts]) > 0.5:
+        return Feature("text", why=f"sentences of about {words:.0f} words; leave it out if persons are named in it")
     return _category(column, shown)
 
 

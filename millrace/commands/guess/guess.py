@@ -454,6 +454,8 @@ def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, cou
         found.unused.setdefault(column.name, "it holds times, which are no feature as they are")
         return
     feature = feature_of(column)
+    if not isinstance(feature, str) and feature.kind == "text" and of == "user":
+        feature = "free text of a person: no feature, since it may name one"
     if isinstance(feature, str):
         found.unused[column.name] = feature
     else:

@@ -336,10 +336,10 @@ def _entry(name: str, of: str, comment: str = "", *rest: str) -> list[str]:
 
 def _rest(found: FoundField) -> list[str]:
     feature, lines = found.feature, []
-    if feature.kind == "numeric":
-        lines.append('kind = "numeric"')
-        if feature.transform != "raw":
-            lines.append(f"transform = {_quoted(feature.transform)}  # its values span sizes")
+    if feature.kind != "categorical":
+        lines.append(f"kind = {_quoted(feature.kind)}")
+    if feature.transform != "raw":
+        lines.append(f"transform = {_quoted(feature.transform)}  # its values span sizes")
     if feature.slots > 1:
         lines.append(f"slots = {feature.slots}")
         if feature.separator != ",":

@@ -498,6 +498,10 @@ def no_field(g: Guessed, c: str, _: str) -> bool:
     return c not in g.fields
 
 
+def text_field(g: Guessed, c: str, _: str) -> bool:
+    return bool(g.fields.get(c, {}).get("kind") == "text")
+
+
 def owner(of: str) -> Right:
     """Whose attribute it is. As long as the owner is open, nobody can say."""
     return lambda g, c, form: of in g.open or (g.fields[c]["of"] == of if c in g.fields else form == ",")
@@ -597,8 +601,8 @@ JUDGED: Mapping[str, list[tuple[str, Right, str]]] = {
     "price": [("owner", owner("item"), "user|item|whose"), ("number", number, "number|numeric|comma|decimal")],
     "tags": [("owner", owner("item"), "user|item|whose"), ("values", lambda g, c, form: c in g.fields and
              g.fields[c].get("slots", 1) >= 3 and g.fields[c].get("separator", ",") == form, "values|separator")],
-    "title": [("text", no_field, "free text|title|sentence")],
-    "search": [("text", no_field, "free text|sentence")],
+    "title": [("text", text_field, "title|sentence")],
+    "search": [("text", text_field, "sentence")],
     "hash": [("junk", no_field, "unique|row|own")],
     "constant": [("junk", no_field, "constant|one value|same")],
     "since": [("clock", no_field, "clock|grows|time")],
