@@ -38,29 +38,16 @@ from millrace.reports.progress import Took
 SCHEMA = """
 name = "many"
 utc_offset = "+08:00"
+fields = [{name = "user_id", of = "user"}, {name = "video_id", of = "item"}, {name = "author_id", of = "item"},
+          {name = "tab", of = "context"}]
 [log]
 time = "time_ms"
 user = "user_id"
 item = "video_id"
 label = "is_click"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "video_id"
-of = "item"
-[[fields]]
-name = "author_id"
-of = "item"
-[[fields]]
-name = "tab"
-of = "context"
 [windows]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["user_id"]
-[[windows.keys]]
-columns = ["video_id"]
+keys = [{columns = ["user_id"]}, {columns = ["video_id"]}]
 """
 WEEK_MS = 7 * 86_400_000
 WEEKS = 21

@@ -1,5 +1,5 @@
 # core
-"""Lengths of windows and half-lives, as a schema writes them, and the time units that count them.
+"""Lengths of windows and half-lives, as a schema writes them, the time units that count them, and times in words.
 
 ::
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 
 HOUR_MIN = 60
@@ -64,6 +65,25 @@ def life_text(days: float) -> str:
     """
     minutes = round(days * DAY_MIN) if math.isfinite(days) else 0
     return text_of(minutes) if minutes and abs(minutes - days * DAY_MIN) < 1e-6 else f"{days:g}d"
+
+
+def span_name(ms: float) -> str:
+    """A length of time in words: ``10 s``, ``5 min``, ``1 day``. Two digits where it is not a whole number."""
+    for unit, size in (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms >= size:
+            count = ms / size
+            shown = f"{count:.0f}" if count == round(count) or count >= 100 else f"{count:.2g}"
+            return f"{shown} {unit}" + ("s" if unit == "day" and shown != "1" else "")
+    return f"{ms:.0f} ms"
+
+
+def utc(ms: int) -> str:
+    """A time in Unix ms for people.
+
+    >>> utc(1_772_414_000_000)
+    '2026-03-02 01:13 UTC'
+    """
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 @lru_cache(maxsize=64)

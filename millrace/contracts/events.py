@@ -385,6 +385,7 @@ def read_json(decode: Callable[[bytes], T], raw: bytes | None, max_bytes: int = 
     except msgspec.ValidationError as error:
         text = str(error)
         unknown = "$.type" in text and "Invalid value" in text
+        text += "; send milliseconds since 1970 as a whole number" if text.endswith("_ms`") else ""
         raise BadEventError("unknown-type" if unknown else "wrong-type", text) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadEventError("malformed", str(error)) from None

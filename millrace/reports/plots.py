@@ -30,11 +30,10 @@ class Plot:
 
 
 def day_plot(days: Sequence[Mapping[str, Any]]) -> Plot:
-    """AUC, AUC of a page (in a log without pages, of a user's day) and the baseline's of each day, where known."""
+    """AUC, AUC of a page and the baseline's of each day, where known."""
     figure, axes = canvas()
     labels = [d["day"] for d in days]
-    within = "page_auc" if "page_auc" in days[0] else "grouped_auc"
-    for key, colour in (("auc", MAIN), (within, SECOND), ("baseline_auc", QUIET)):
+    for key, colour in (("auc", MAIN), ("page_auc", SECOND), ("baseline_auc", QUIET)):
         values = [np.nan if d.get(key) is None else d[key] for d in days]
         if not np.isfinite(values).any():
             continue

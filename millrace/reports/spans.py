@@ -30,13 +30,3 @@ def listed(given: str | Sequence[Any] | None) -> list[Any]:
     if isinstance(given, str):
         return [part.strip() for part in given.split(",") if part.strip()]
     return list(given or ())
-
-
-def span_name(ms: float) -> str:
-    """A length of time in words: ``10 s``, ``5 min``, ``1 day``. Two digits where it is not a whole number."""
-    for unit, size in (("day", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
-        if ms >= size:
-            count = ms / size
-            shown = f"{count:.0f}" if count == round(count) or count >= 100 else f"{count:.2g}"
-            return f"{shown} {unit}" + ("s" if unit == "day" and shown != "1" else "")
-    return f"{ms:.0f} ms"

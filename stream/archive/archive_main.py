@@ -35,26 +35,9 @@ from millrace.labels import Waits
 from millrace.processes.kafka import broker_error, open_broker, read_topics, topic_ids
 from millrace.processes.metrics import LOOP_TIMESTAMP, READY, serve_metrics
 from millrace.processes.wall import event_now_ms, wall_ms
+from stream.archive import archive_metrics as metrics
 from stream.archive.archive_columns import ArchiveColumns
 from stream.archive.archive_folder import ArchiveFolder
-from stream.archive.archive_metrics import (
-    ARM_EARLY,
-    ARM_EARLY_RATE,
-    ARM_LEFT_OUT,
-    ARM_MADE_BY,
-    ARM_MORE,
-    ARM_OUTCOMES,
-    ARM_SINCE,
-    ARM_USERS,
-    EXPIRED,
-    FILES,
-    LAG,
-    LATE,
-    LEFT_OUT,
-    LOST,
-    PENDING,
-    ROWS,
-)
 from stream.archive.archive_rows import Archive, TopicRecord
 from stream.archive.arm_figures import ArmFigure, ArmFigures
 from stream.archive.merge import Line, Merge
@@ -65,7 +48,7 @@ log = structlog.get_logger("archive")
 TOPICS_READ = (USERS, ITEMS, PAGE_LOGS, EVENTS)
 KEPT_POSITIONS = (EVENTS, PAGE_LOGS)
 for _topic in KEPT_POSITIONS:
-    LOST.labels(_topic)  # from 0 on, so that the first is an increase too
+    metrics.LOST.labels(_topic)  # from 0 on, so that the first is an increase too
 MOST_ROWS = 200_000
 """Rows in memory before files are written, whatever the time."""
 MOST_WAITING = 500
@@ -102,7 +85,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         state = folder.load()
         folder.put_makers(makers, event_now_ms(settings.event_clock()))
         for arm, maker in makers.items():
-            ARM_MADE_BY.labels(arm, maker).set(1)
+            metrics.ARM_MADE_BY.labels(arm, maker).set(1)
         folder.put_schema(schema_text(schema, settings.attribution_minutes), ArchiveColumns(schema).schema.names)
         if state is not None:
             archive.resume(state)
@@ -128,14 +111,14 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 def show_arms(figures: Sequence[ArmFigure]) -> None:
     for one in figures:
-        ARM_USERS.labels(one.name).set(one.estimate.n)
-        ARM_LEFT_OUT.labels(one.name).set(one.left_out)
-        ARM_EARLY.labels(one.name).set(one.early_rows)
-        ARM_EARLY_RATE.labels(one.name).set(one.early_clicks / one.early_rows if one.early_rows else math.nan)
-        ARM_SINCE.labels(one.name, one.outcome).set(one.since_ms / 1000)
+        metrics.ARM_USERS.labels(one.name).set(one.estimate.n)
+        metrics.ARM_LEFT_OUT.labels(one.name).set(one.left_out)
+        metrics.ARM_EARLY.labels(one.name).set(one.early_rows)
+        metrics.ARM_EARLY_RATE.labels(one.name).set(one.early_clicks / one.early_rows if one.early_rows else math.nan)
+        metrics.ARM_SINCE.labels(one.name, one.outcome).set(one.since_ms / 1000)
         for gauge, value, (low, high) in (
-            (ARM_OUTCOMES, one.estimate.value, one.band),
-            (ARM_MORE, one.more, one.more_band),
+            (metrics.ARM_OUTCOMES, one.estimate.value, one.band),
+            (metrics.ARM_MORE, one.more, one.more_band),
         ):
             for bound, number in (("estimate", value), ("low", low), ("high", high)):
                 gauge.labels(one.name, one.outcome, bound).set(number)
@@ -215,7 +198,7 @@ class Shell:
         try:
             self._archive.take(taken)
         except Exception as error:  # if it were raised, the same message would be read for ever
-            LEFT_OUT.labels("unforeseen").inc()
+            metrics.LEFT_OUT.labels("unforeseen").inc()
             log.error("a message is left out", topic=record.topic, offset=record.offset, error=one_line(error))
 
     def _check_topic(self, topic: str) -> None:
@@ -272,29 +255,29 @@ class Shell:
             cut = archive.cut()
             state = cut.state | {"topics": self._topics}
             tables = {"events": cut.events, "exposures": cut.exposures, "features": cut.features}
-            FILES.inc(folder.write(tables, state))
+            metrics.FILES.inc(folder.write(tables, state))
             self._written = {topic: dict(at) for topic, at in archive.positions.items()}
-            ROWS.labels("events").inc(cut.events.num_rows)
-            ROWS.labels("exposures").inc(cut.exposures.num_rows)
+            metrics.ROWS.labels("events").inc(cut.events.num_rows)
+            metrics.ROWS.labels("exposures").inc(cut.exposures.num_rows)
             show_arms(archive.arm_figures)
             if cut.features.num_rows:
-                ROWS.labels("features").inc(cut.features.num_rows)
+                metrics.ROWS.labels("features").inc(cut.features.num_rows)
         if self._settings.archive_days:
-            EXPIRED.inc(folder.expire((wall_ms() - self._settings.archive_days * DAY_MS) / 1000))
+            metrics.EXPIRED.inc(folder.expire((wall_ms() - self._settings.archive_days * DAY_MS) / 1000))
 
     def _show(self) -> None:
-        for metric, counts in ((LATE, self._archive.late), (LEFT_OUT, self._archive.counts)):
+        for metric, counts in ((metrics.LATE, self._archive.late), (metrics.LEFT_OUT, self._archive.counts)):
             for name, n in counts.items():
                 metric.labels(name).inc(n)
             counts.clear()
-        PENDING.set(self._archive.pending)
+        metrics.PENDING.set(self._archive.pending)
         reader = self._reader
         for topic in TOPICS_READ:
             behind = 0
             for tp in self._of(topic):
                 behind += max(0, (reader.highwater(tp) or 0) - reader.position(tp))
                 behind += self._merge.waiting(self._lines[tp])
-            LAG.labels(topic).set(behind)
+            metrics.LAG.labels(topic).set(behind)
 
     def _of(self, topic: str) -> list[TopicPartition]:
         return [tp for tp, (of, _) in self._lines.items() if of == topic]
@@ -315,5 +298,5 @@ class Shell:
                     self._archive.reset_offsets(topic, tp.partition, to)
                     reader.seek(tp, to)
                 elif at < first:
-                    LOST.labels(topic).inc(first - at)
+                    metrics.LOST.labels(topic).inc(first - at)
                     log.warning("messages were deleted before they were archived", topic=topic, count=first - at)

@@ -20,6 +20,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from millrace.basics.durations import span_name
 from millrace.basics.errors import MillraceError
 from millrace.contracts.events import (
     LAST_MS,
@@ -202,9 +203,8 @@ class LineReader:
         if ts_ms < SECONDS_MS <= now_ms:
             raise BadEventError("seconds", f"ts_ms {ts_ms} is a time in seconds; send milliseconds: {ts_ms}000")
         if ts_ms > now_ms + self._ahead_ms:
-            ahead = (ts_ms - now_ms) / 60_000
-            limit = f"at most {self._ahead_ms / 60_000:g} are taken"
-            raise BadEventError("future", f"ts_ms {ts_ms} is {ahead:.1f} minutes ahead of the event clock; {limit}")
+            ahead, limit = span_name(ts_ms - now_ms), f"at most {span_name(self._ahead_ms)} are taken"
+            raise BadEventError("future", f"ts_ms {ts_ms} is {ahead} ahead of the event clock; {limit}")
         if event.sent_ms == 0 and _SENT not in raw and len(raw) + _SENT_BYTES <= MAX_EVENT_BYTES:
             raw = b'{"sent_ms":%d,' % wall_ms + raw[1:]
         exposure = isinstance(event, Exposure)
@@ -274,7 +274,7 @@ def late(message: OutMessage, newest_ms: int, life_ms: int, disorder_ms: int) ->
     if not message.exposure or behind_ms < life_ms:
         return None
     detail = (
-        f"ts_ms {message.ts_ms} is {behind_ms / 60_000:.1f} minutes behind what was kept already; pages live for "
-        f"{life_ms / 60_000:g} (MILLRACE_ATTRIBUTION_MINUTES and MILLRACE_LATENESS_MINUTES)"
+        f"ts_ms {message.ts_ms} is {span_name(behind_ms)} behind what was kept already; pages live for "
+        f"{span_name(life_ms)} (MILLRACE_ATTRIBUTION_MINUTES and MILLRACE_LATENESS_MINUTES)"
     )
     return BadEventError("late", detail)

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from millrace.basics.durations import span_name
 from millrace.contracts.events import Action, Event, Exposure, Order
 from stream.join.dropped import DroppedPages
 from stream.join.joined_pages import (
@@ -107,6 +108,11 @@ class LabelJoin:
         return self._labeller.pending
 
     @property
+    def held(self) -> int:
+        """Actions that wait for their exposure or its page log."""
+        return self._labeller.held
+
+    @property
     def is_leaving(self) -> bool:
         """Whether dropped pages wait for their page log."""
         return bool(self._leaving)
@@ -128,7 +134,7 @@ class LabelJoin:
         new = mask.bit_count()
         if ts + self._life_ms <= self.watermark_ms:
             out.exposures += new
-            out.dead.append(Dead("late", f"{self.watermark_ms - ts} ms behind the watermark", message, new))
+            out.dead.append(Dead("late", f"{span_name(self.watermark_ms - ts)} behind the watermark", message, new))
             if page is not None:
                 page.exposed |= mask
             if dropped is None:
@@ -198,13 +204,15 @@ class LabelJoin:
         if page.page_log is not None and part is not None:
             self._labeller.attach(page, part, event, message, self.watermark_ms, self.watermark_ms, out)
             return
-        if part is not None and page.is_away:  # it waits for nothing that may never come
-            page.hold(event, message, self.watermark_ms)
-            self._want(page, out)
-        elif page.holds(event):
+        away = part is not None and page.is_away  # it waits for nothing that may never come
+        if not away and page.holds(event):
             out.duplicates += 1
+            return
+        page.hold(event, message, self.watermark_ms)
+        self._labeller.held += 1
+        if away:
+            self._want(page, out)
         else:
-            page.hold(event, message, self.watermark_ms)
             self._keep(page, event.ts_ms + self.policy.lateness_ms + 1, HELD)
 
     def order(self, event: Order, message: InputMessage, out: Outcome) -> None:
@@ -362,6 +370,8 @@ class LabelJoin:
         del self.pages[page.request]
         if page.is_away and page.request in self.wanted:
             self._leaving.setdefault(page.request, []).append(page)
+        else:
+            self._labeller.held -= len(page.held)
         self._drop_of(page.request, page.exposed, page.page_log is not None or page.is_away, out)
 
     def _drop_of(self, request: str, exposed: int, served: bool, out: Outcome) -> None:
@@ -386,6 +396,7 @@ class LabelJoin:
         self._dropped.resume(dropped)
         for of in pages:
             page = page_of(of, page_log, decode)
+            self._labeller.held += len(page.held)
             page.settle_ms *= self.settles  # otherwise it has the timers of a page that never settles
             self.pages[page.request] = page
             self._timers.extend(_timers_of(page, self.policy, self.settles, self.watermark_ms))
@@ -393,6 +404,7 @@ class LabelJoin:
         self._timers.extend((peek(raw)[0], SERVED, request, 0) for request, raw in settled.items())
         for of in leaving:
             page = page_of(of, page_log, decode)
+            self._labeller.held += len(page.held)
             self._leaving.setdefault(page.request, []).append(page)
         heapify(self._timers)
 

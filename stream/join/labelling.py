@@ -16,12 +16,15 @@ clicks and exposures without one are labelled. The promise is part of the exposu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from millrace.basics.durations import span_name
 from millrace.contracts.clock import MAX_AHEAD_MS
 from millrace.contracts.events import CLICK, EXPOSURE, Action, Id
 from millrace.contracts.profile_warnings import ProfileWarning
@@ -105,12 +108,13 @@ class Labeller:
 
     Attributes:
         pending: exposures that are neither labelled nor dead.
+        held: actions whose exposure or page log is not here yet, over all pages.
     """
 
     def __init__(self, policy: Policy, shown: ShownPages | None, book: OutcomeBook | None = None) -> None:
         self.policy, self._shown_as, self._book = policy, shown, book
         self._life_ms, self._waits = policy.life_ms, policy.waits
-        self.pending, self._traffic = 0, Traffic()
+        self.pending, self.held, self._traffic = 0, 0, Traffic()
 
     def promise(self, ts_ms: int) -> Promise[int]:
         """The policy's promise for an exposure of this time."""
@@ -128,7 +132,7 @@ class Labeller:
             part.mask = 0
         elif part.ts_ms >= page_log.ts_ms + self._life_ms:
             self.pending -= part.mask.bit_count()
-            detail = f"{part.ts_ms - page_log.ts_ms} ms after its page log"
+            detail = f"{span_name(part.ts_ms - page_log.ts_ms)} after its page log"
             out.dead.append(Dead("no-page-log", detail, part.message, part.mask.bit_count()))
             part.mask = 0
         end = part.offset + len(part.items)
@@ -149,18 +153,24 @@ class Labeller:
             out.counted.append(Counted(self._shown(page, part), *runs_of(part.mask), part.ts_ms, EXPOSURE))
             if self._book is not None and "page" in self._book.kinds:
                 self._open("page", page, part, runs_of(part.mask)[0], part.ts_ms)
-        if page.held:
-            for key, (event, message, came_ms) in list(page.held.items()):
-                if part.brought >> event.position & 1:
-                    del page.held[key]
-                    self.attach(page, part, event, message, came_ms, now_ms, out)
+        for event, message, came_ms in self._release(page, part.brought):
+            self.attach(page, part, event, message, came_ms, now_ms, out)
 
     def attach_held(self, page: PageState, now_ms: int, out: Outcome) -> None:
-        for key, (event, message, came_ms) in list(page.held.items()):
+        for event, message, came_ms in self._release(page, sum(part.brought for part in page.parts)):
             part = page.part_of(event.position)
-            if part is not None:
+            assert part is not None
+            self.attach(page, part, event, message, came_ms, now_ms, out)
+
+    def _release(
+        self, page: PageState, mask: int, before_ms: float = math.inf
+    ) -> Iterator[tuple[Action, InputMessage, int]]:
+        """Held actions on positions of the mask that wait no longer, with the watermark when each came."""
+        for key, found in list(page.held.items()):
+            if mask >> found[0].position & 1 and found[0].ts_ms < before_ms:
                 del page.held[key]
-                self.attach(page, part, event, message, came_ms, now_ms, out)
+                self.held -= 1
+                yield found
 
     def attach(
         self,
@@ -203,7 +213,7 @@ class Labeller:
             if self._book is not None and self._book.act(event, message, False):
                 return
             reason, where = ("no-exposure", "before") if early else ("late", "after")
-            out.dead.append(Dead(reason, f"{abs(after_ms)} ms {where} its exposure", message, 0))
+            out.dead.append(Dead(reason, f"{span_name(abs(after_ms))} {where} its exposure", message, 0))
             return
         page.acted[kind] |= bit
         if self._book is not None:
@@ -306,19 +316,15 @@ class Labeller:
         self.pending -= lost
         detail = f"request {page.request!r} was never served"
         out.dead.append(Dead("no-page-log", detail, part.message, lost))
-        for key, (event, message, _) in list(page.held.items()):
-            if part.mask >> event.position & 1:
-                del page.held[key]
-                out.dead.append(Dead("no-page-log", detail, message, 0))
+        for _, message, _ in self._release(page, part.mask):
+            out.dead.append(Dead("no-page-log", detail, message, 0))
         part.mask, part.items, part.message = 0, None, None
 
     def give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
         """Makes dead letters of held actions whose exposure did not come within the lateness."""
-        for key, (event, message, _) in list(page.held.items()):
-            if event.ts_ms < before_ms and not page.exposed >> event.position & 1:
-                del page.held[key]
-                detail = f"position {event.position} of request {page.request!r} was not exposed"
-                out.dead.append(Dead("no-exposure", detail, message, 0))
+        for event, message, _ in self._release(page, ~page.exposed, before_ms):
+            detail = f"position {event.position} of request {page.request!r} was not exposed"
+            out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def forfeit(self, page: PageState, out: Outcome) -> None:
         """The page log is gone: makes dead letters of what waits for it."""
@@ -329,10 +335,8 @@ class Labeller:
                 self.pending -= lost
                 out.dead.append(Dead("page-log-gone", detail, part.message, lost))
                 part.mask, part.items, part.message = 0, None, None
-        for key, (event, message, _) in list(page.held.items()):
-            if page.part_of(event.position) is not None:
-                del page.held[key]
-                out.dead.append(Dead("page-log-gone", detail, message, 0))
+        for _, message, _ in self._release(page, sum(part.brought for part in page.parts)):
+            out.dead.append(Dead("page-log-gone", detail, message, 0))
 
     # ------------------------------------------------------------------ state
 

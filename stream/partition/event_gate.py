@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from millrace.basics.durations import span_name
 from millrace.contracts.clock import Reached
 from millrace.contracts.events import EVENT_KINDS, BadEventError, Event, Exposure, Id, Order, decode_event
 from millrace.contracts.profile_warnings import SECONDS_MS
@@ -49,7 +50,7 @@ class EventGate:
             return
         lost = len(event.items) if isinstance(event, Exposure) else 0  # where it becomes a dead letter
         if event.ts_ms > limit_ms:
-            detail = f"{event.ts_ms - limit_ms} ms beyond what is allowed ahead of the clock"
+            detail = f"{span_name(event.ts_ms - limit_ms)} beyond what is allowed ahead of the clock"
             outcome.refuse("future", detail, message, lost)
             return
         if event.ts_ms < SECONDS_MS <= clock_ms:
@@ -72,7 +73,7 @@ class EventGate:
                 counts.add("ahead")
             else:
                 by_ms = event.ts_ms - clock_ms
-                detail = f"{by_ms} ms ahead of the clock, where {len(self.early)} such events wait already"
+                detail = f"{span_name(by_ms)} ahead of the clock, where {len(self.early)} such events wait already"
                 outcome.refuse("future", detail, message, lost)
             if self.reached.newest_ms > before_ms:
                 self._release(clock_ms, outcome)

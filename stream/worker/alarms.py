@@ -27,10 +27,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from millrace.basics.durations import utc
 from millrace.contracts.events import DeadLetter
 from millrace.contracts.topics import EVENTS
 from stream.partition.partition import Partition, StepOutput
-from stream.worker.clock_check import utc
 
 LATE, FUTURE, NO_PAGE_LOG, WRONG_PARTITION = CAUSES = ("late", "future", "no-page-log", "wrong-partition")
 REMEDIES: Mapping[str, str] = {

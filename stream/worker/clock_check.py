@@ -22,8 +22,7 @@ for that.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
+from millrace.basics.durations import span_name, utc
 from millrace.basics.errors import ClockError
 from millrace.contracts.clock import EventClock
 from stream.partition.partition import Partition
@@ -49,9 +48,9 @@ def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
     policy, newest_ms = partition.policy, partition.newest_ms
     if newest_ms > latest_ms + policy.ahead_ms:
         raise ClockError(
-            f"partition {partition.number} has taken events up to {utc(newest_ms)}, {span(newest_ms - now_ms)} ahead of"
-            f" the event clock ({utc(now_ms)}), where {policy.ahead_ms / 60_000:g} min are allowed: until then each"
-            " event would be late",
+            f"partition {partition.number} has taken events up to {utc(newest_ms)}, {span_name(newest_ms - now_ms)}"
+            f" ahead of the event clock ({utc(now_ms)}), where {policy.ahead_ms / 60_000:g} min are allowed: until then"
+            " each event would be late",
             "go on by the clock that the data folder was filled by (MILLRACE_CLOCK), or name a new data folder"
             " (MILLRACE_DATA): the topics are then read again, without the events that are ahead",
         )
@@ -61,22 +60,3 @@ def is_set_back(partition: Partition, clock: EventClock, wall_s: float) -> bool:
     if partition.advance_ms is not None:
         reached_ms = max(reached_ms, partition.advance_ms - policy.disorder_ms)
     return reached_ms > max(newest_ms, latest_ms) - policy.disorder_ms
-
-
-def utc(ms: int) -> str:
-    """A time in Unix ms for people.
-
-    >>> utc(1_772_414_000_000)
-    '2026-03-02 01:13 UTC'
-    """
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def span(ms: int) -> str:
-    """A duration for people.
-
-    >>> span(30_600_000), span(59_000)
-    ('8 h 30 min', '0 h 00 min')
-    """
-    hours, minutes = divmod(ms // 60_000, 60)
-    return f"{hours} h {minutes:02d} min"

@@ -29,6 +29,7 @@ UNFIT = Counter(
     "millrace_unfit_values_total", "Values negative, not finite or too great for the mean that they belong to."
 )
 PENDING = Gauge("millrace_pending_exposures", "Exposures that wait for their label.", ["partition"])
+WAITING = Gauge("millrace_waiting_actions", "Actions that wait for their exposure or its page log.", ["partition"])
 WATERMARK = Gauge("millrace_watermark_seconds", "Event time up to which everything has come.", ["partition"])
 AWAITED = Gauge("millrace_partitions_awaited", "Partitions of this worker whose state is being resumed.")
 RESUMED = Counter("millrace_partitions_resumed_total", "Partitions whose state was read from checkpoints.")
@@ -81,6 +82,7 @@ def joined(samples: SampleBatch, now_ms: int) -> None:
 def show(partition: Partition, reads: Reads) -> None:
     number = partition.number
     PENDING.labels(number).set(partition.pending)
+    WAITING.labels(number).set(partition.join.held)
     SETTLED.labels(number).set(len(partition.join.settled))
     COCLICK_ITEMS.labels(number).set(len(partition.coclicks))
     WATERMARK.labels(number).set((partition.watermark_ms or float("nan")) / 1000)  # 0: no event yet
@@ -93,6 +95,7 @@ def forget(numbers: Iterable[int]) -> None:
     for number in numbers:
         for gauge, labels in (
             (PENDING, ()),
+            (WAITING, ()),
             (SETTLED, ()),
             (COCLICK_ITEMS, ()),
             (WATERMARK, ()),

@@ -28,6 +28,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
+from millrace.basics.durations import utc
 from millrace.basics.errors import BrokerError, MillraceError, ServiceError, one_line
 from millrace.contracts import schemabook
 from millrace.contracts.clock import EventClock
@@ -43,7 +44,6 @@ from stream.join.topic_order import Arrival
 from stream.partition.partition import Partition, Policy, StepOutput
 from stream.worker import stream_metrics
 from stream.worker.alarms import Alarms
-from stream.worker.clock_check import utc
 from stream.worker.faustio import StreamApp, calm_client, group_lost
 from stream.worker.listkeeper import ListKeeper
 from stream.worker.logids import ids_of_inputs

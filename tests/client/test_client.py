@@ -556,28 +556,24 @@ async def _report(shop: AsyncFakeMillrace, n: int) -> None:
 # -- against the real servers, in process ---------------------------------------------------------------------------
 
 
-def test_the_real_intake_understands_the_client() -> None:
+async def test_the_real_intake_understands_the_client() -> None:
     """What it keeps is what the client was told to send, and its verdicts come back to the right lines."""
     intake = Intake()
-
-    async def day() -> None:
-        async with AsyncMillrace(transport=httpx.ASGITransport(intake.app), first_pause_s=0.001) as shop:
-            assert (await shop.put_items([Item("a", {"price": 2.5}), Item("b", {}, gone=True)])).kept == 2
-            assert (await shop.put_items([ItemChange("b", {"price": 4}, gone=False)])).kept == 1
-            assert (await shop.put_users([User("u1", {"kind": "business"})])).kept == 1
-            with pytest.raises(Refused, match=r"bad-value.*12,50") as caught:
-                await shop.put_items([Item("c", {"price": "12,50"}), Item("d", {"price": 1.0})])
-            assert [json.loads(refusal.message)["item_id"] for refusal in caught.value.refusals] == ["c"]
-            now = Page("r1", "u1", PAGE.items)
-            await shop.exposure(now, shown=[2, 0])
-            for report in (shop.click, shop.collect, shop.cart, shop.purchase):
-                await report(now, "i2")
-            await shop._report(Exposure("e9", "r1", 1_772_414_000, "u1", ["i0"]))  # a time in seconds
-            await shop.flush()
-            assert [refusal.reason for refusal in shop.refused] == ["seconds"]
-            assert (await shop.delete_item("a/b é")).kept == (await shop.delete_user("u1")).kept == 1
-
-    asyncio.run(day())
+    async with AsyncMillrace(transport=httpx.ASGITransport(intake.app), first_pause_s=0.001) as shop:
+        assert (await shop.put_items([Item("a", {"price": 2.5}), Item("b", {}, gone=True)])).kept == 2
+        assert (await shop.put_items([ItemChange("b", {"price": 4}, gone=False)])).kept == 1
+        assert (await shop.put_users([User("u1", {"kind": "business"})])).kept == 1
+        with pytest.raises(Refused, match=r"bad-value.*12,50") as caught:
+            await shop.put_items([Item("c", {"price": "12,50"}), Item("d", {"price": 1.0})])
+        assert [json.loads(refusal.message)["item_id"] for refusal in caught.value.refusals] == ["c"]
+        now = Page("r1", "u1", PAGE.items)
+        await shop.exposure(now, shown=[2, 0])
+        for report in (shop.click, shop.collect, shop.cart, shop.purchase):
+            await report(now, "i2")
+        await shop._report(Exposure("e9", "r1", 1_772_414_000, "u1", ["i0"]))  # a time in seconds
+        await shop.flush()
+        assert [refusal.reason for refusal in shop.refused] == ["seconds"]
+        assert (await shop.delete_item("a/b é")).kept == (await shop.delete_user("u1")).kept == 1
     kept = [(lane[0], value) for (lane, _), value in zip(intake.outlet.log, intake.outlet.values, strict=True)]
     assert [value and value["item_id"] for topic, value in kept if topic == "items"][:5] == ["a", "b", "b", "b", "d"]
     events = [value for topic, value in kept if topic == "events"]
@@ -590,21 +586,17 @@ def test_the_real_intake_understands_the_client() -> None:
     ]
 
 
-def test_an_intake_that_is_full_is_waited_for() -> None:
+async def test_an_intake_that_is_full_is_waited_for() -> None:
     intake = Intake(Outlet(limit=3, at_once=False))
-
-    async def day() -> None:
-        async with AsyncMillrace(
-            transport=httpx.ASGITransport(intake.app), options=Options(batch_size=2, page_s=0.05), first_pause_s=0.001
-        ) as shop:
-            for n in range(5):
-                await shop.click(Page("r1", "u1", PAGE.items), f"i{n}")
-            while len(intake.outlet.log) < 5:  # the broker takes what it gets, now and then
-                intake.outlet.deliver()
-                await asyncio.sleep(0.001)
-            await shop.flush()
-
-    asyncio.run(day())
+    async with AsyncMillrace(
+        transport=httpx.ASGITransport(intake.app), options=Options(batch_size=2, page_s=0.05), first_pause_s=0.001
+    ) as shop:
+        for n in range(5):
+            await shop.click(Page("r1", "u1", PAGE.items), f"i{n}")
+        while len(intake.outlet.log) < 5:  # the broker takes what it gets, now and then
+            intake.outlet.deliver()
+            await asyncio.sleep(0.001)
+        await shop.flush()
     assert [value["item_id"] for value in intake.outlet.values] == [f"i{n}" for n in range(5)]
 
 

@@ -260,6 +260,28 @@ def test_a_wrong_flag_is_one_line_and_a_status_of_its_own(
     assert said in line
 
 
+@pytest.mark.parametrize("command", ["status", "config show", "init --help"])
+def test_a_command_whose_reader_has_gone_ends_quietly(command: str, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    env, run = {**os.environ, "MILLRACE_DATA": str(tmp_path)}, [sys.executable, "-m", "millrace", *command.split()]
+    with os.fdopen(theirs, "w") as out:
+        done = subprocess.run(
+            run, env=env, stdout=out, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_broken_pipe_of_a_socket_stays_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app_of(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("millrace.commands.cli.cli.app", app_of)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # pytest's own has no file
+    with pytest.raises(BrokenPipeError):
+        main()
+
+
 def test_exit_codes_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
     for words, times in ((["--help"], 1), (["judge", "--help"], 0), (["model", "list", "--help"], 0)):
         with pytest.raises(SystemExit, match="0"):

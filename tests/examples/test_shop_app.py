@@ -40,54 +40,48 @@ class Visitor:
         return (await self.http.post(path, json=body)).status_code
 
 
-def test_the_page_is_millraces_and_what_is_seen_and_clicked_goes_back(files: dict[str, Any]) -> None:
-    async def day() -> None:
-        products = files["catalogue"].make(40)
-        async with AsyncFakeMillrace() as millrace:
-            app = files["app"].make_app(millrace, products)
-            await millrace.put_items(one.item for one in products.values())
-            ann, bob = Visitor(app), Visitor(app)
-            async with ann.http, bob.http:
-                assert (await ann.http.get("/products")).status_code == 400  # no cookie yet
-                for visitor in (ann, bob):
-                    assert "Odds &amp; Ends" in (await visitor.http.get("/")).text
-                listed = await ann.listed()
-                assert [one["position"] for one in listed["products"]] == list(range(24))
-                assert all(one["in_stock"] for one in listed["products"])
-                page, last = listed["request_id"], listed["products"][-1]["item_id"]
-                assert await ann.post("/seen", request_id=page, positions=[0, 1, 2]) == 204
-                assert await ann.post("/click", request_id=page, item_id=last) == 204
-                # What a browser says is checked: another's page, no such page, item or position, no JSON.
-                assert await bob.post("/click", request_id=page, item_id=last) == 204
-                assert await ann.post("/click", request_id="elsewhere", item_id=last) == 204
-                assert await ann.post("/click", request_id=page, item_id="elsewhere") == 204
-                assert await ann.post("/seen", request_id=page, positions=[99]) == 204
-                assert (await ann.http.post("/click", content=b"{")).status_code == 400
-                assert await ann.post("/seen", request_id=page, positions=[]) == 400
-                await millrace.flush()
-                exposure, click = millrace.server.events
-                assert isinstance(exposure, Exposure)
-                assert exposure.items == [one["item_id"] for one in listed["products"][:3]]
-                assert (click.user_id, getattr(click, "position", None)) == (exposure.user_id, 23)
-                assert (await ann.listed())["products"][0]["item_id"] == last  # its page changes as one clicks
-
-    asyncio.run(day())
+async def test_the_page_is_millraces_and_what_is_seen_and_clicked_goes_back(files: dict[str, Any]) -> None:
+    products = files["catalogue"].make(40)
+    async with AsyncFakeMillrace() as millrace:
+        app = files["app"].make_app(millrace, products)
+        await millrace.put_items(one.item for one in products.values())
+        ann, bob = Visitor(app), Visitor(app)
+        async with ann.http, bob.http:
+            assert (await ann.http.get("/products")).status_code == 400  # no cookie yet
+            for visitor in (ann, bob):
+                assert "Odds &amp; Ends" in (await visitor.http.get("/")).text
+            listed = await ann.listed()
+            assert [one["position"] for one in listed["products"]] == list(range(24))
+            assert all(one["in_stock"] for one in listed["products"])
+            page, last = listed["request_id"], listed["products"][-1]["item_id"]
+            assert await ann.post("/seen", request_id=page, positions=[0, 1, 2]) == 204
+            assert await ann.post("/click", request_id=page, item_id=last) == 204
+            # What a browser says is checked: another's page, no such page, item or position, no JSON.
+            assert await bob.post("/click", request_id=page, item_id=last) == 204
+            assert await ann.post("/click", request_id="elsewhere", item_id=last) == 204
+            assert await ann.post("/click", request_id=page, item_id="elsewhere") == 204
+            assert await ann.post("/seen", request_id=page, positions=[99]) == 204
+            assert (await ann.http.post("/click", content=b"{")).status_code == 400
+            assert await ann.post("/seen", request_id=page, positions=[]) == 400
+            await millrace.flush()
+            exposure, click = millrace.server.events
+            assert isinstance(exposure, Exposure)
+            assert exposure.items == [one["item_id"] for one in listed["products"][:3]]
+            assert (click.user_id, getattr(click, "position", None)) == (exposure.user_id, 23)
+            assert (await ann.listed())["products"][0]["item_id"] == last  # its page changes as one clicks
 
 
-def test_the_shop_is_open_without_millrace(files: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    async def day() -> None:
-        async with AsyncFakeMillrace() as millrace:
-            app = files["app"].make_app(millrace, files["catalogue"].make(40))
-            visitor = Visitor(app)
-            async with visitor.http:
-                await visitor.http.get("/")
-                millrace.server.fail(401, times=10)
-                listed = await visitor.listed()
-                assert (listed["request_id"], len(listed["products"])) == ("", 24)
-                assert await visitor.post("/seen", request_id="", positions=[0]) == 204
-            assert millrace.waiting == 0
-
-    asyncio.run(day())
+async def test_the_shop_is_open_without_millrace(files: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    async with AsyncFakeMillrace() as millrace:
+        app = files["app"].make_app(millrace, files["catalogue"].make(40))
+        visitor = Visitor(app)
+        async with visitor.http:
+            await visitor.http.get("/")
+            millrace.server.fail(401, times=10)
+            listed = await visitor.listed()
+            assert (listed["request_id"], len(listed["products"])) == ("", 24)
+            assert await visitor.post("/seen", request_id="", positions=[0]) == 204
+        assert millrace.waiting == 0
     assert "shown in the shop's own order" in capsys.readouterr().out
 
 

@@ -21,17 +21,8 @@ T0, MINUTE = 1_772_000_000_000, 60_000
 SCHEMA = parse_schema(
     """
 name = "tiny"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
+fields = [{name = "item_id", of = "item"}, {name = "price", of = "item", kind = "numeric"},
+          {name = "position", of = "context", bias = true}]
 """
 )
 ITEMS = 8

@@ -58,34 +58,13 @@ SCHEMA = """
 name = "bakery"
 crosses = [["user_id", "kind"]]
 filters = ["kind"]
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "town"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "kind"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-transform = "log"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
+fields = [{name = "user_id", of = "user"}, {name = "town", of = "user"}, {name = "item_id", of = "item"},
+          {name = "kind", of = "item"}, {name = "price", of = "item", kind = "numeric", transform = "log"},
+          {name = "position", of = "context", bias = true}]
 [windows]
 lengths = ["1h", "1d"]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["user_id", "kind"]
+keys = [{columns = ["item_id"]}, {columns = ["user_id", "kind"]}]
 """
 SMALL = {
     "MILLRACE_PARTITIONS": "1",

@@ -121,6 +121,11 @@ class ReferencePartition:
         """How many exposures have no label yet."""
         return sum(seen.state == EXPOSED for seen in self._seen.values())
 
+    @property
+    def held(self) -> int:
+        """How many actions wait for their exposure or its page log."""
+        return sum(map(len, self._held.values()))
+
     def take(self, messages: Iterable[InputMessage], now_ms: int) -> None:
         """Takes messages in their order. ``now_ms`` is the event time that bounds what is from the future."""
         for message in messages:

@@ -17,35 +17,13 @@ from millrace.logs import TS, LogTable
 
 SCHEMA = """
 name = "t"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "tags"
-of = "item"
-slots = 2
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "hour"
-of = "context"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
+fields = [{name = "user", of = "user"}, {name = "item", of = "item"}, {name = "tags", of = "item", slots = 2},
+          {name = "price", of = "item", kind = "numeric"}, {name = "hour", of = "context"},
+          {name = "position", of = "context", bias = true}]
 [windows]
 days = [1, 3]
 actions = ["exposure", "click", "cart"]
-[[windows.keys]]
-columns = ["user"]
-[[windows.keys]]
-columns = ["user", "item"]
-parent = ["user"]
+keys = [{columns = ["user"]}, {columns = ["user", "item"], parent = ["user"]}]
 [[windows.means]]
 of = "price"
 action = "click"

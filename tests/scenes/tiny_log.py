@@ -8,27 +8,18 @@ import numpy as np
 
 SCHEMA = """
 name = "tiny"
+fields = [{name = "user", of = "user"}, {name = "item", of = "item"},
+          {name = "price", of = "item", kind = "numeric"}]
 [log]
 time = "at"
 user = "user"
 item = "item"
 label = "click"
 time_unit = "ms"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
 [windows]
 days = [1]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
+keys = [{columns = ["item"]}]
 """
 SMALL = {"width": 4, "hidden": [8], "blocks": 1}
 START_MS = 1_650_758_400_000

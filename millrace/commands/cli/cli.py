@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,21 @@ app.command(
 
 def main() -> None:
     """Runs the command line. An expected failure is one line on standard error; :data:`EXIT_CODES` has the status."""
+    try:
+        try:
+            _main()
+        finally:
+            print(end="", flush=True)  # fails here, and not while Python ends
+    except BrokenPipeError:
+        printed = select.poll()
+        printed.register(sys.stdout.fileno(), 0)
+        if not printed.poll(0):
+            raise  # of a socket: a bug
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone: it has seen enough
+        sys.exit(1)
+
+
+def _main() -> None:
     try:
         for line in unread_variables(os.environ):
             print(f"warning: {line}", file=sys.stderr)

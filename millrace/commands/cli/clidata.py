@@ -9,9 +9,10 @@ from typing import Literal
 
 import cyclopts
 
+from millrace.basics.durations import utc
 from millrace.basics.errors import SettingError
 from millrace.commands.cli.cliadmin import Admin, Yes, send_command, sure
-from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
+from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, with_broker
 from millrace.commands.up.data_folder import of_loop
 
 app = cyclopts.App(name="data", help="Dead letters, quarantine, the archive.")
@@ -30,12 +31,13 @@ def dead_letters(
         last: How many dead letters to print.
     """
     from millrace.commands.reference.dead_letters import DeadLetterReport
+    from millrace.commands.up.running import running, waiting_lines
     from millrace.contracts.topics import DEAD_LETTERS
     from millrace.processes.kafka import read_all
 
-    found = DeadLetterReport(reason, last)
-    read_all(with_broker(settings_of(data, kafka=kafka)), DEAD_LETTERS, lambda record: found.add(record.value))
-    emit(found.plain(), [found.text()], json)
+    found, settings = DeadLetterReport(reason, last), settings_of(data, kafka=kafka)
+    read_all(with_broker(settings), DEAD_LETTERS, lambda record: found.add(record.value))
+    emit(found.plain(), [found.text(), *waiting_lines({} if kafka else running(settings))], json)
 
 
 @quarantine.command(name="list")
@@ -46,7 +48,7 @@ def list_quarantine(*, data: Data = None, learner: Learner = None, json: Json = 
 
     store = Store(of_loop(settings_of(data, learner=learner)).place(PLACE), writes=False)
     found = listed(store)
-    lines = [f"{e.name}  {e.rows:,} rows of {when(e.from_ms)} to {when(e.to_ms)}  {e.refusal}" for e in found]
+    lines = [f"{e.name}  {e.rows:,} rows of {utc(e.from_ms)} to {utc(e.to_ms)}  {e.refusal}" for e in found]
     emit(found, [*lines, f"{sum(entry.rows for entry in found):,} rows in {len(found):,} entries"], json)
 
 

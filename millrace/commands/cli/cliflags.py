@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stdout
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -96,12 +95,3 @@ def report(json: bool, run: Callable[P, Any], *args: P.args, **kwargs: P.kwargs)
     emit(getattr(result, "report", result), getattr(result, "lines", []), json)
     if (error := getattr(result, "error", None)) is not None:
         raise error
-
-
-def when(ms: int) -> str:
-    """A time of the event clock.
-
-    >>> when(1_772_452_800_000)
-    '2026-03-02 12:00'
-    """
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}"

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import cyclopts
 import msgspec
 
+from millrace.basics.durations import utc
 from millrace.basics.errors import LogError, SettingError, SnapshotError
 from millrace.commands.cli.cliadmin import Admin, Yes, refusal_of, send_command, sure
-from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, when, with_broker
+from millrace.commands.cli.cliflags import Data, Json, Kafka, Learner, emit, report, settings_of, with_broker
 from millrace.commands.up.data_folder import of_loop
 from millrace.evidence.learners import NEWEST
 
@@ -28,7 +29,7 @@ def list_versions(*, data: Data = None, learner: Learner = None, json: Json = Fa
     notes = list(ModelStore(of_loop(settings_of(data, learner=learner)).place("models"), writes=False).snapshots())
     found = [{"version": note.version, "event_ms": note.event_ms, "trained": note.trained} for note in notes]
     lines = (
-        f"{n.version}  of {when(n.event_ms)}  {n.trained:,} samples learnt"
+        f"{n.version}  of {utc(n.event_ms)}  {n.trained:,} samples learnt"
         if n.trained
         else f"{n.version}  nothing learnt yet"
         for n in notes
@@ -110,7 +111,7 @@ def _compared(one: dict[str, Any]) -> str:
     '2026-03-02 12:00  353 rows  AUC .7796, first .7767: +.0029 ± .0524'
     """
     auc, first, gap, half = (f"{one[name]:.4f}" for name in ("auc", "first_auc", "auc_gap", "auc_half"))
-    text = f"{when(one['event_ms'])}  {one['rows']:,} rows  AUC {auc}, first {first}: {'' if gap[0] == '-' else '+'}"
+    text = f"{utc(one['event_ms'])}  {one['rows']:,} rows  AUC {auc}, first {first}: {'' if gap[0] == '-' else '+'}"
     return f"{text}{gap} ± {half}".replace("0.", ".")
 
 
@@ -145,7 +146,7 @@ def _decided(one: dict[str, Any]) -> str:
     rows = f" {one['rows']:,} rows" if "rows" in one else ""
     why = f": {one['why']}" if one["why"] else ""
     by = f", by {one['by']}" if one["by"] else ""
-    time = when(one["ms"]) if one["ms"] else "before any event"  # it began with nothing
+    time = utc(one["ms"]) if one["ms"] else "before any event"  # it began with nothing
     return f"{time:<16}  {one['n']:>6}  {one['what']}{rows}{why}{by}"
 
 

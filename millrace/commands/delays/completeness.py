@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millrace.basics.durations import span_name
 from millrace.basics.ranking_metrics import known
 from millrace.commands.offline.intervals import DIGITS
 from millrace.commands.replay.logfeatures import NEVER, EventOutcome
-from millrace.reports.spans import span_name
 
 FEWEST = 100
 """Least exposures watched for a time, for a figure at that time."""

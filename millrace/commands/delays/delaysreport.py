@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.basics.clustered import FEW, PARTS, Gap, Parts, gap
+from millrace.basics.durations import span_name
 from millrace.basics.ranking_metrics import known
 from millrace.commands.delays.completeness import FEWEST, Curve
 from millrace.commands.delays.trials import IMMEDIATE, Setting
 from millrace.commands.offline.intervals import DIGITS
 from millrace.reports import MAIN, QUIET, Plot, canvas, lines_canvas
-from millrace.reports.spans import span_name
 
 
 @dataclass(frozen=True, slots=True)

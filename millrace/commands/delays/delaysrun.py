@@ -19,6 +19,7 @@ import numpy as np
 from learner.network.dense import threads
 from learner.role.model_factory import model_of
 from millrace.basics.clustered import parts_of, user_numbers
+from millrace.basics.durations import span_name
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, points, quantiles
 from millrace.commands.delays.delaysreport import Trial, curve_plot, rows_of, trial_of, trials_plot, verdict_of
@@ -47,7 +48,7 @@ from millrace.logs.sorting import laid, mapped
 from millrace.reports import Plot, make_folder, say, show
 from millrace.reports.progress import Took, bars
 from millrace.reports.result import Result
-from millrace.reports.spans import listed, span_ms, span_name
+from millrace.reports.spans import listed, span_ms
 
 WINDOWS = "10s,1min,5min,15min,1h,1d"
 MOST_SLOTS = 20

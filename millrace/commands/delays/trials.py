@@ -20,11 +20,11 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
+from millrace.basics.durations import span_name
 from millrace.commands.replay.logfeatures import Labels
 from millrace.commands.replay.logsamples import KnownSamples
 from millrace.contracts.schema import Schema
 from millrace.labels import policy_named
-from millrace.reports.spans import span_name
 
 IMMEDIATE = "immediate"
 

@@ -84,7 +84,7 @@ class Demo(Host):
     def __init__(self, settings: Settings, options: DemoOptions, folder: Path, ending: threading.Event) -> None:
         self.beside = (*(("archive",) if options.archive else ()), *settings.learner_roles)
         super().__init__(settings, folder, ending, RunStatus((*ROLES, *self.beside)), options.speed)
-        self.options = options
+        self.options, self.keeps_folder = options, bool(options.data or settings.data)
         self.held, self.person = PastEvents(), PersonClicks()
         self.began_s = time.monotonic()
         self.past_s = 0.0

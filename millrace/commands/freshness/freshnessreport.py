@@ -47,6 +47,12 @@ class Setup:
     features: bool  # whether there are models on day-old features
     seeds: int
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Of pages. A log without any has none: a user's day is scored by the models at its start, so models that
+        differ in what they learn later that day would differ by 0."""
+        return self.data.figures if "page_auc" in self.data.figures else ()
+
 
 def report_of(
     setup: Setup,
@@ -83,7 +89,7 @@ def report_of(
     ]
     compared, late = _comparisons(setup, found), late_clicks(setup)
     report: dict[str, Any] = {
-        "verdict": verdict(found, fresh, reference, setup.features, late, "page_auc" in data.figures),
+        "verdict": verdict(found, fresh, reference, setup.features, late, bool(setup.figures)),
         "training_rows": setup.rows.start,
         "test_rows": len(label),
         "users": found.users,
@@ -93,7 +99,7 @@ def report_of(
         "micro_batches": len(plan.bounds) - 1,
         "exposures_a_micro_batch": known(len(label) / (len(plan.bounds) - 1), 1),
         "seeds": setup.seeds,
-        "grouped_auc_compares": data.compares,
+        "grouped_auc_compares": data.compares if setup.figures else "nothing: the log has no pages",
         "gains_are": what,
         "whole_gains_are": " instead of ".join(whole(fresh, reference)),
         "labels": "taken as known right after the exposure, since the log has no times of clicks",
@@ -141,7 +147,7 @@ def late_clicks(setup: Setup) -> Late | None:
 
 def _figures(setup: Setup, found: Measured, name: str, base: str, where: str = ALL) -> Row:
     row = _both("auc", found.figure(name, "auc", where)) | _both("auc_gain", found.gap(name, base, "auc", where))
-    for measure in ("log_loss", "calibration", *setup.data.figures):
+    for measure in ("log_loss", "calibration", *setup.figures):
         row |= _both(measure, found.figure(name, measure, where))
     return row
 
@@ -153,7 +159,7 @@ def _models(setup: Setup, found: Measured) -> list[Row]:
         row: Row = {"model": name, "staleness_minutes": _staleness(setup, sync)}
         row |= _figures(setup, found, name, setup.reference)
         row |= _both("log_loss_gain_percent", found.gain_percent(name, setup.reference))
-        for measure in setup.data.figures:
+        for measure in setup.figures:
             row |= _both(f"{measure}_gain", found.gap(name, setup.reference, measure))
         rows.append(_without_gains(row) if name == setup.reference else row)
     return rows
@@ -191,7 +197,7 @@ def _comparisons(setup: Setup, found: Measured) -> list[Row]:
         coincide = one in setup.sync and other in setup.sync and np.array_equal(plan.syncs[one], plan.syncs[other])
         few = "too few users" if math.isnan(gap.half) else "no"
         row = _both("auc_gain", gap) | {"smallest_gain": known(gap.smallest, DIGITS)}
-        for measure in setup.data.figures:
+        for measure in setup.figures:
             row |= _both(f"{measure}_gain", found.gap(one, other, measure))
         row |= _both("log_loss_gain_percent", loss) | {"smallest_log_loss_gain_percent": known(loss.smallest, DIGITS)}
         shown = "coincide" if coincide else "yes" if gap.shown else few

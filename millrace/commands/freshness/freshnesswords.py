@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 
 from millrace.basics.clustered import FEW
+from millrace.basics.durations import span_name
 from millrace.commands.freshness.measure import Figure, Measured
 from millrace.commands.offline.synchronising import BATCH, DAILY, NEVER
-from millrace.reports.spans import span_name
 
 RETRAINED, BASELINE = "retrained daily", "item's smoothed rate"
 NO_PAGES = "The log has no pages, so nothing is said of their order"

@@ -31,6 +31,7 @@ from learner.retrieval.tower import Sides
 from learner.role.model_factory import model_of, wanted_spec
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.trainer import Trainer
+from millrace.basics.durations import span_name
 from millrace.basics.errors import LogError, SchemaError
 from millrace.basics.ranking_metrics import ROLLING_ROWS, auc
 from millrace.basics.store import Store
@@ -49,7 +50,6 @@ from millrace.logs import LogTable
 from millrace.processes.profiles import PLACE, leave_partitions, leave_profiles
 from millrace.processes.wall import event_now_ms, wall_ms
 from millrace.reports.lines import Tick
-from millrace.reports.spans import span_name
 from millrace.versions.modelstore import ModelStore
 from millrace.windows.features import FeatureBuilder
 from scorer.catalog.index_checkpoint import Writer

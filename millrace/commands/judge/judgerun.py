@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from millrace.basics.durations import span_name
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.judge.archive_reader import ArchiveReader, Outcome, page_numbers
 from millrace.commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
@@ -22,7 +23,6 @@ from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show
 from millrace.reports.progress import Took
 from millrace.reports.result import Result
-from millrace.reports.spans import span_name
 from stream.archive.archive_folder import makers_of
 
 

@@ -78,6 +78,8 @@ class Host:
     name = "host"
     keeps_series = False
     """Whether the charts go on after a restart on the same folder."""
+    keeps_folder = True
+    """Whether the folder stays after the run."""
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class Host:
         services = {service.name: service.pid for service in self.services}
         return state_of(
             self.phase, self.started_ms, self.speed, self.monitor, self.supervisor, list(self.notes), self.shown
-        ) | {"services": services}
+        ) | {"services": services, "lateness_minutes": self.settings.lateness_minutes}
 
     def memory(self) -> dict[str, int]:
         """Resident memory of every process of this run, in bytes, without a broker or Redis that is not ours."""
@@ -232,6 +234,7 @@ class Host:
     def show(self, stack: ExitStack, page_port: int | None, send: Send = unsent) -> None:
         """Opens the live page and the program's own log, until ``stack`` is closed. ``send``: see
         :class:`~millrace.commands.loop.page.PageServer`. Raises PortError if the page's port is taken."""
+        stack.push(self.say_the_end)
         logs = self.folder / "logs"
         own = stack.enter_context((logs / f"{self.name}.log").open("a", encoding="utf-8"))
         calm_logs(own, self.settings.log_format)
@@ -349,6 +352,13 @@ class Host:
         if self.monitor is not None:
             self.monitor.stop()
             self.keep_series()
+
+    def say_the_end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """The last line, unless an error is to be the last: by then roles and services have ended."""
+        if kind is None:
+            lasts = f"its data lie in {self.folder}: the same command goes on from there"
+            gone = "its temporary folder goes: --data FOLDER keeps it"
+            self.view.say(f"everything has stopped; {lasts if self.keeps_folder else gone}")
 
     def end_roles(self, kind: type[BaseException] | None, *_: object) -> None:
         """Stops every role, whatever ended the run. Roles get some seconds for it, but none after the second Ctrl-C."""

@@ -283,11 +283,13 @@ class Monitor:
         return {
             "event_ms": float(self._clock.at(wall_ms)),
             **_traffic(self.roles),
+            "taken_in": stream.total("millrace_exposures_total"),  # with those that no simulator sent
             "samples": stream.total("millrace_samples_total"),
             "positives": stream.total("millrace_samples_total", kind="positive"),
             "negatives": stream.total("millrace_samples_total", kind="negative"),
             "corrections": stream.total("millrace_samples_total", kind="correction"),
             "pending": stream.gauge("millrace_pending_exposures"),
+            "waiting_actions": stream.gauge("millrace_waiting_actions"),
             **_intake(self.roles.get("intake", RoleMetrics()), self.roles.get("archive", RoleMetrics())),
             "dead_letters": stream.total("millrace_dead_letters_total"),
             "duplicates_dropped": stream.total("millrace_duplicates_dropped_total"),

@@ -105,10 +105,6 @@ def _order(f: Mapping[str, float | None], control: bool) -> str:
     )
 
 
-def _alarms(state: State) -> bool:
-    return state["gate"]["state"] not in (None, "promoting")
-
-
 def _seconds(ms: float | None) -> float | None:
     return None if ms is None else ms / 1000
 

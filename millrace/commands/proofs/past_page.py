@@ -22,12 +22,14 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from learner.role.model_factory import reader_of, writer_of
+from millrace.basics.durations import span_name, utc
 from millrace.basics.errors import LogError, SnapshotError
 from millrace.contracts.events import SOURCES, BadEventError
 from millrace.contracts.page_logs import PageView, decode_served
 from millrace.contracts.schema import Schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import PAGE_LOGS
+from millrace.labels import Waits
 from millrace.processes.kafka import read_all
 from millrace.reports import say, show
 from millrace.versions.image import split
@@ -86,7 +88,11 @@ def past_page(settings: Settings, request_id: str) -> dict[str, Any]:
         found = _kept_features(archive, schema, request_id, items)
     notes = list[str]()
     if not settled:
-        notes.append("not archived yet, or the archive is off: what was clicked is not known")
+        due = utc(page["ts_ms"] + Waits.of(settings).settled_ms)
+        notes.append(
+            f"not archived yet, so what was clicked is not known: this page of {utc(page['ts_ms'])} will be"
+            f" {span_name(1000 * settings.archive_seconds)} after event time {due}, unless the archive is off"
+        )
     elif len(settled) < len(items):
         notes.append("items that no exposure named have no row in the archive")
     if found is None:

@@ -42,7 +42,12 @@ EXAMPLES: Mapping[str, Struct] = {
     "item-change": ItemChange(7, {"price": 9.5}),
     "item": Item(7, {"category": "shoes", "price": 12.5, "tags": ["red", "new"]}, born_ms=TS_MS - 86_400_000),
     "dead-letter": DeadLetter.of(
-        "wrong-type", "Expected `int`, got `str` - at `$.ts_ms`", "events", 3, 41, b'{"ts":1}'
+        "wrong-type",
+        "Expected `int`, got `str` - at `$.ts_ms`; send milliseconds since 1970 as a whole number",
+        "events",
+        3,
+        41,
+        b'{"ts":1}',
     ),
 }
 """By the name of the schema."""

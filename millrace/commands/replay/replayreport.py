@@ -113,6 +113,8 @@ def print_report(report: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     console = Console()
     say(report["verdict"], console)
     every = [*FIGURES, *(f"baseline_{key}" for key in ORDER)]
+    if "page_auc" not in report["total"]:
+        every = [key for key in every if "grouped_auc" not in key]  # it is of a user's day, and has a page's name
     figures = [key for key in every if key in report["total"]]  # neither pages nor a baseline need be there
     title = f"{report['rows']:,} exposures, {report['duplicates']:,} duplicates dropped"
     rows = [*report["days"], {"day": "all days"} | report["total"]]

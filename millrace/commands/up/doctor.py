@@ -20,24 +20,8 @@ from millrace import __version__
 from millrace.basics.errors import MillraceError
 from millrace.commands.loop.monitor import readiness
 from millrace.commands.up import data_folder as folders
-from millrace.commands.up import probes
-from millrace.commands.up.findings import (
-    Finding,
-    judge_clocks,
-    judge_event_clock,
-    judge_folder,
-    judge_memory,
-    judge_newest,
-    judge_schema,
-    judge_tokens,
-    judge_topics,
-    judge_unseen,
-    judge_versions,
-    mend,
-    note,
-    ok,
-    status,
-)
+from millrace.commands.up import findings, probes
+from millrace.commands.up.findings import Finding, mend, note, ok, status
 from millrace.commands.up.ports import check, choose
 from millrace.commands.up.uprun import ROLES
 from millrace.connections import redis_clients
@@ -89,9 +73,9 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     schema = _schema(settings, data, found)
     fine = schema is not None and status(found) == 0
     tried = _ask_model(settings) if fine and _names_a_model(settings) else None
-    found += judge_folder(str(data), *probes.folder(data), 0.0 if settings.kafka else settings.broker_gib)
+    found += findings.judge_folder(str(data), *probes.folder(data), 0.0 if settings.kafka else settings.broker_gib)
     if settings.store and "://" not in settings.store:
-        found += judge_folder(settings.store, *probes.folder(Path(settings.store)))
+        found += findings.judge_folder(settings.store, *probes.folder(Path(settings.store)))
     if running and not there:
         found.append(note("run", f"a run on '{data}' starts or stops just now", "ask again in a moment"))
     elif running:
@@ -99,7 +83,7 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     else:
         found += _ports(settings)
     if schema is not None:
-        found.append(judge_memory(schema))
+        found.append(findings.judge_memory(schema))
         found += _services(settings, there)
     if tried is not None:
         found.append(_model(settings, tried()))
@@ -141,8 +125,8 @@ def _settings(settings: Settings) -> list[Finding]:
         *[note("settings", *line.split("; ")) for line in unread_variables(os.environ)],
         ok("settings", f"not the default: {', '.join(shown)}" if shown else "the defaults"),
         ok("gate", _GATE[settings.gate]),
-        judge_event_clock(clock, wall_ms()),
-        judge_tokens(is_loopback(settings.host), settings.host, tokens),
+        findings.judge_event_clock(clock, wall_ms()),
+        findings.judge_tokens(is_loopback(settings.host), settings.host, tokens),
     ]
 
 
@@ -155,7 +139,7 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
     if not settings.schema:
         remedy = "name yours with --schema: 'millrace up' asks for one"
         found.append(note("schema", "none is named; the simulated shop's is looked at", remedy))
-    found += judge_schema(schema, folders.kept_schema(data))
+    found += findings.judge_schema(schema, folders.kept_schema(data))
     return schema
 
 
@@ -214,7 +198,7 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
         clocks["Redis"] = answer.value
     if present is not None:
         wanted = {name: t.partitions or settings.partitions for name, t in topics_of(settings).items()}
-        found += judge_topics(present, wanted, bool(there))
+        found += findings.judge_topics(present, wanted, bool(there))
     for name, ask in of_http.items():
         said = ask()
         if said.value is None:
@@ -226,11 +210,11 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
             clocks[f"the {name}"] = ahead
         found.append(ok(name, f"'{http[name]}' is ready") if code == 200 else note(name, f"not ready: {reason}"))
     if metrics:
-        found += judge_versions(__version__, {name: ask().value for name, ask in of_roles.items()})
+        found += findings.judge_versions(__version__, {name: ask().value for name, ask in of_roles.items()})
     if there.get("admin"):
-        found += judge_unseen(probes.within(lambda: probes.unseen(there["admin"]))().value or [])
+        found += findings.judge_unseen(probes.within(lambda: probes.unseen(there["admin"]))().value or [])
     if clocks:
-        found += judge_clocks(clocks)
+        found += findings.judge_clocks(clocks)
     if present and settings.topic(MODEL_DELTAS) in present:
-        found += judge_newest(wall_ms(), probes.within(lambda: probes.newest_message_ms(settings))().value)
+        found += findings.judge_newest(wall_ms(), probes.within(lambda: probes.newest_message_ms(settings))().value)
     return found

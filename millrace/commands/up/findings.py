@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
+from millrace.basics.durations import utc
 from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.clock import EventClock
@@ -146,8 +146,7 @@ def judge_newest(own_ms: float, newest_ms: float | None) -> list[Finding]:
 def judge_event_clock(clock: EventClock, own_ms: int) -> Finding:
     if clock == EventClock():
         return ok("event clock", "event time is wall time")
-    now = datetime.fromtimestamp(clock.at(own_ms) / 1000, UTC)
-    text = f"event time runs {clock.speed:g} times as fast as wall time, and is {now:%Y-%m-%d %H:%M} UTC now"
+    text = f"event time runs {clock.speed:g} times as fast as wall time, and is {utc(clock.at(own_ms))} now"
     remedy = "unset MILLRACE_CLOCK for a shop of real people"
     if abs(clock.at(own_ms) - own_ms) > YEAR_MS:
         return mend("event clock", text, remedy)

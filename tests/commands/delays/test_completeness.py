@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.basics.durations import span_name
 from millrace.basics.errors import SettingError
 from millrace.commands.delays.completeness import Curve, DelayedClicks, by_group, by_window, quantiles
 from millrace.commands.offline.slicing import MISSING, MOST_VALUES, OTHERS, slice_of
 from millrace.contracts.schema import shop_schema
 from millrace.logs import LogTable
-from millrace.reports.spans import span_ms, span_name
+from millrace.reports.spans import span_ms
 from tests.scenes.exploring import examples
 
 DAY = 86_400_000

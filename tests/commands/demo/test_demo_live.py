@@ -134,6 +134,7 @@ def test_sigterm_ends_it_at_once_and_cleanly_even_while_it_starts(tmp_path: Path
         assert demo.end(signal.SIGTERM) == 128 + signal.SIGTERM, demo.text()
         demo.until_nothing_left()
         assert "Traceback" not in demo.text()
+        assert demo.text().splitlines()[-1].startswith("everything has stopped; its data lie in")
 
 
 def test_a_taken_page_port_is_one_line(tmp_path: Path) -> None:

@@ -292,6 +292,20 @@ def test_without_windows_nothing_is_said_of_a_nightly_job(tmp_path: Path) -> Non
     assert "frozen" not in report["verdict"]
 
 
+def test_without_pages_there_is_no_figure_of_their_order(log: Path, tmp_path: Path) -> None:
+    """All models that learn through the day would have the same one: a user's day is scored by the models at its
+    start."""
+    lines = [line for line in SCHEMA.read_text().splitlines() if not line.startswith("request")]
+    (tmp_path / "s.toml").write_text("\n".join(lines))
+    given: dict[str, Any] = {"sync": (DAILY, BATCH), "model": "logistic", "workers": 0, "progress": False}
+    report = freshness(log, tmp_path / "s.toml", tmp_path / "out", train_days=1, features="live", **given)
+    assert report["grouped_auc_compares"] == "nothing: the log has no pages"
+    rows = [*report["models"], *report["comparisons"], *report["by_day"]]
+    assert all("auc_gain" in row for row in rows)
+    assert not [key for row in rows for key in row if key.startswith(("grouped", "page", "ndcg"))]
+    assert "within pages" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_one_day_is_too_few(log: Path, tmp_path: Path) -> None:
     day = sorted(log.glob("*.parquet"))[0]
     with pytest.raises((SettingError, LogError)):
@@ -361,6 +375,8 @@ def test_clicks_that_come_late_make_the_gain_an_upper_bound(log: Path, data: Dat
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 NEWS = """
 name = "news"
+fields = [{name = "user", of = "user"}, {name = "item", of = "item"}, {name = "category", of = "item"},
+          {name = "exposure_age_days", of = "item", kind = "numeric"}]
 [log]
 time = "t"
 user = "user"
@@ -368,26 +384,10 @@ item = "item"
 label = "y"
 request = "page"
 identity = ["page", "item"]
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "category"
-of = "item"
-[[fields]]
-name = "exposure_age_days"
-of = "item"
-kind = "numeric"
 [windows]
 lengths = ["15min", "1h", "6h", "1d"]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
-[[windows.keys]]
-columns = ["user", "category"]
+keys = [{columns = ["item"]}, {columns = ["user", "category"]}]
 """
 
 

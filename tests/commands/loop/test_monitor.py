@@ -185,11 +185,12 @@ def test_a_stream_that_reads_its_state_says_so_until_it_is_ready(network: Networ
 
 def test_a_silent_role_is_not_ready_and_keeps_its_figures(network: Network) -> None:
     monitor = monitor_of(network)
+    network.answers["http://stream/metrics"] += "# TYPE millrace_exposures_total counter\nmillrace_exposures_total 25\n"
     assert all(monitor.look().ready.values())
     del network.answers["http://simulate/metrics"], network.answers["http://serve/metrics"]
     picture = monitor.look()
     assert picture.ready == {"simulate": False, "stream": True, "learn": True, "serve": False}
-    assert picture.figures["exposures"] == 20
+    assert (picture.figures["exposures"], picture.figures["taken_in"]) == (20, 25), "not all came from the simulator"
     assert picture.model["version"] == 4
     assert picture.figures["click_to_served_p99_ms"] == 1500.0, "the chart shows the newest clicks"
     assert picture.figures["click_to_served_all_p99_ms"] == 2000.0, "the report all of them"

@@ -33,26 +33,12 @@ MINUTE, HOUR = 60_000, 3_600_000
 T0 = 20_000 * 24 * HOUR
 TEXT = """
 name = "audited"
-[[fields]]
-name = "user_id"
-of = "user"
-[[fields]]
-name = "item_id"
-of = "item"
-[[fields]]
-name = "kind"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
+fields = [{name = "user_id", of = "user"}, {name = "item_id", of = "item"}, {name = "kind", of = "item"},
+          {name = "price", of = "item", kind = "numeric"}]
 [windows]
 days = [1, 7]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item_id"]
-[[windows.keys]]
-columns = ["kind"]
+keys = [{columns = ["item_id"]}, {columns = ["kind"]}]
 [log]
 time = "at"
 user = "user_id"
@@ -160,17 +146,8 @@ def test_a_window_that_counts_too_early_is_named(tmp_path: Path, monkeypatch: py
     assert not names(found) & {"price", "kind", "user_id", "label"}
 
 
-LAST = """
-[[fields]]
-name = "last_clicks"
-of = "user"
-slots = 4
-[[fields]]
-name = "last_clicks_age"
-of = "user"
-slots = 4
-[windows]
-"""
+LAST = """{name = "last_clicks", of = "user", slots = 4}, {name = "last_clicks_age", of = "user", slots = 4}]
+[windows]"""
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -178,7 +155,7 @@ def test_last_clicks_that_a_page_could_not_know_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: bool
 ) -> None:
     """Without the leak there is none; with it a page sees the clicks of the next two hours."""
-    schema = parse_schema(TEXT.replace("[windows]\n", LAST) + (TIMED if timed else ""))
+    schema = parse_schema(TEXT.replace("]\n[windows]", f",\n{LAST}") + (TIMED if timed else ""))
     log = log_of(tmp_path, schema=schema)
     assert audited(log, schema).leaks == []
     before = Acted.before

@@ -82,7 +82,10 @@ def test_the_page_log_is_read_where_there_is_no_archive_yet(loop: Settings, monk
     assert {one["clicked"] for one in page["items"]} == {None}
     effects = [one["reasons"][0]["effect"] for one in page["items"]]
     assert effects[0] > effects[2] > effects[1], "item 7 is clicked most, item 0 least"
-    assert any("not archived yet" in note for note in page["notes"])
+    assert page["notes"][0] == (
+        "not archived yet, so what was clicked is not known: this page of 1970-01-01 00:00 UTC will be 1 min after"
+        " event time 1970-01-01 00:06 UTC, unless the archive is off"
+    )
     assert page["notes"][-1].endswith(
         "orders 67% of the items' pairs as the page's scores do, so they do not explain this page"
     )

@@ -19,21 +19,12 @@ from millrace.logs import LogTable, read_log
 
 SCHEMA = parse_schema("""
 name = "compared"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
+fields = [{name = "user", of = "user"}, {name = "item", of = "item"},
+          {name = "price", of = "item", kind = "numeric"}]
 [windows]
 days = [1]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
+keys = [{columns = ["item"]}]
 [[among]]
 number = "price"
 forms = ["rank", "of_max"]

@@ -18,30 +18,19 @@ from millrace.contracts.schema import parse_schema
 
 SCHEMA = parse_schema("""
 name = "tiny"
+fields = [{name = "user", of = "user"}, {name = "last_clicks", of = "user", slots = 3},
+          {name = "item", of = "item"}]
 [log]
 time = "at"
 user = "user"
 item = "item"
 label = "click"
 time_unit = "ms"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "last_clicks"
-of = "user"
-slots = 3
-[[fields]]
-name = "item"
-of = "item"
 [windows]
 lengths = ["1h", "1d"]
 half_lives = [0.5]
 actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
-[[windows.keys]]
-columns = ["user"]
+keys = [{columns = ["item"]}, {columns = ["user"]}]
 """)
 BARE = parse_schema('name = "bare"\n[[fields]]\nname = "item"\nof = "item"\n')
 SMALL: dict[str, Any] = {"width": 4, "hidden": [8], "blocks": 1}
@@ -131,26 +120,14 @@ def test_a_loaded_model_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 SHOP = parse_schema("""
 name = "shop"
+fields = [{name = "user", of = "user"}, {name = "kind", of = "item"},
+          {name = "price", of = "item", kind = "numeric"}, {name = "slot", of = "context", bias = true}]
 [log]
 time = "at"
 user = "user"
 item = "item"
 label = "click"
 time_unit = "ms"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "kind"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "slot"
-of = "context"
-bias = true
 [windows]
 days = [1]
 actions = ["exposure", "click"]

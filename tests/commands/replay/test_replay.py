@@ -34,31 +34,13 @@ from tests.scenes.waiting import LONG
 
 SCHEMA = """
 name = "t"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[[fields]]
-name = "hour"
-of = "context"
-[[fields]]
-name = "position"
-of = "context"
-bias = true
+fields = [{name = "user", of = "user"}, {name = "item", of = "item"},
+          {name = "price", of = "item", kind = "numeric"}, {name = "hour", of = "context"},
+          {name = "position", of = "context", bias = true}]
 [windows]
 days = [1, 3]
 actions = ["exposure", "click", "cart"]
-[[windows.keys]]
-columns = ["user"]
-[[windows.keys]]
-columns = ["user", "item"]
-parent = ["user"]
+keys = [{columns = ["user"]}, {columns = ["user", "item"], parent = ["user"]}]
 [log]
 time = "at"
 user = "user"

@@ -15,11 +15,12 @@ from learner.ranker.model import OnlineModel
 from millrace.basics.ranking_metrics import auc, within
 from millrace.commands.replay.grouped import GroupedRows
 from millrace.commands.replay.logfeatures import Labels, LogRows
-from millrace.commands.replay.replayreport import Baseline, make_report, verdict_of
+from millrace.commands.replay.replayreport import Baseline, make_report, print_report, verdict_of
 from millrace.commands.replay.replayrun import replay, run_log
 from millrace.commands.replay.stretches import Stretches
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.logs import LogTable, read_log
+from millrace.reports import day_plot
 from simulator.daylog import write_days
 from tests.commands.replay.plain_replay import LogFeatures
 
@@ -102,7 +103,9 @@ def test_the_verdict_says_when_the_items_rate_orders_pages_better(day: Path) -> 
         assert f"it ranks {how} than" in make_report(log, schema, fair, groups, baseline)["verdict"]
 
 
-def test_a_log_without_pages_has_no_figures_of_a_page_and_says_so(day: Path) -> None:
+def test_a_log_without_pages_has_no_figures_of_a_page_and_says_so(
+    day: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     schema = without_pages()
     log = read_log(day, schema)
     groups, baseline, p = run(log, schema)
@@ -111,6 +114,12 @@ def test_a_log_without_pages_has_no_figures_of_a_page_and_says_so(day: Path) -> 
     for row in (report["total"], *report["days"]):
         assert not [key for key in row if "page_auc" in key or "ndcg" in key]
         assert "grouped_auc" in row
+    print_report(report, {"rows_per_second": 1})
+    said = capsys.readouterr().out
+    assert "calibration" in said
+    assert "within" not in said
+    (axes,) = day_plot(report["days"]).figure.axes
+    assert axes.get_legend_handles_labels()[1] == ["AUC", "baseline's AUC"]
 
 
 def test_the_verdict_is_at_the_top_of_the_page_and_in_the_terminal(

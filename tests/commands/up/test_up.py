@@ -138,7 +138,10 @@ def test_a_shop_of_ones_own_learns_and_goes_on_after_kill_9_of_everything(tmp_pa
         until(lambda: model(where)["trained"] >= 2 * ITEMS, "it goes on learning", more=loop.text)
         assert loop.stop(signal.SIGINT) == 0, loop.text()
         assert not (tmp_path / "data" / "up.json").exists()
-        assert loop.text().rstrip().splitlines()[-1].startswith("stopping: intake first")
+        *_, stopping, stopped = loop.text().rstrip().splitlines()
+        assert stopping.startswith("stopping: intake first")
+        lasts = f"its data lie in {tmp_path / 'data'}: the same command goes on from there"
+        assert stopped == f"everything has stopped; {lasts}"
 
 
 EVIL = "evil.example"

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from millrace.basics.errors import PortError, ServiceError, SettingError
-from millrace.commands.cli import cliconfig
+from millrace.commands.cli import cliconfig, clidata
 from millrace.commands.loop import host as hosts
 from millrace.commands.loop.host import works
 from millrace.commands.loop.monitor import Monitor, Picture
@@ -429,7 +429,11 @@ def test_what_only_a_simulator_knows_is_left_out_and_the_rest_comes_from_stream_
     assert "control" not in line_of(alone)
 
 
-def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
+def test_status_says_what_the_run_on_the_folder_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("millrace.processes.kafka.read_all", lambda *_: 0)
+    monkeypatch.setenv("MILLRACE_KAFKA", "h:1")
     role = {"name": "learn", "state": "running", "pid": 11, "restarts": 2, "awaits": ""}
     other = {
         "name": "stream",
@@ -444,26 +448,38 @@ def test_status_says_what_the_run_on_the_folder_says(tmp_path: Path) -> None:
         "services": {"broker": 12, "redis": None},
         "gate": {"says": "nothing was refused"},
         "awaits": "waiting for items",
+        "lateness_minutes": 90.0,
     }
-    page = PageServer(lambda: state, 0)
+    figures = {"served_version": 5.0, "waiting_actions": 1200.0, "intake_refused": 2.0}
+    page = PageServer(lambda: state | {"figures": figures | {"auc": 0.7}}, 0)
     settings = Settings(data=str(tmp_path))
     try:
         folders.say_where(tmp_path, {"page": page.url, "redis": "redis://:secret@h:1", "pid": 3})
         assert status_lines(running(settings)) == [f"no loop runs on '{tmp_path}'"], "as a killed run leaves it"
         with folders.locked(tmp_path):
             found = running(settings)
+            clidata.dead_letters(data=tmp_path)
     finally:
         page.stop()
-    assert {name: found[name] for name in (*state, "pid")} == state | {"pid": 3}
+    assert {name: found[name] for name in (*state, *figures, "pid")} == state | figures | {"pid": 3}
+    assert "auc" not in found
     lines = status_lines(found | {"version": 7})
     assert lines[:5] == [
-        f"a loop runs on '{tmp_path}' (process 3): running; model version 7",
+        f"a loop runs on '{tmp_path}' (process 3): running; serves model version 5",
         "learn      running, process 11, 2 restarts",
         "stream     starting (reads the states of its partitions, 3 to go), 1 restarts",
         "broker     process 12",
         "gate       nothing was refused",
     ]
-    assert lines[-2:] == ["redis      redis://***@h:1", "waiting for items"]
+    assert lines[-3:] == [
+        "redis      redis://***@h:1",
+        "waiting    1,200 actions, for their exposure or its page log: a dead letter (no-exposure) after 1.5 h; "
+        "the intake refused 2 messages",
+        "waiting for items",
+    ]
+    assert capsys.readouterr().out.splitlines() == ["no dead letters", lines[-2]]
+    stopped = status_lines({"data": "d", "running": False, "version": 7})
+    assert stopped == ["no loop runs on 'd'; newest snapshot: version 7"]
     with folders.locked(tmp_path):
         assert "phase" not in running(settings), "the page is gone"
 

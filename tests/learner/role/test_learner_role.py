@@ -51,9 +51,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(LONG), pytest.mark.usefi
 PUBLISHED_MS = 1_800_000_000_000
 SCHEMA_TEXT = """
 name = "small"
-[[fields]]
-name = "user_id"
-of = "user"
+fields = [{name = "user_id", of = "user"}]
 """
 
 broker, settings, short_stretches = learner_role.broker, learner_role.settings, learner_role.short_stretches

@@ -133,7 +133,7 @@ def read_all(broker: Server, topic: str, count: int = 0, end: int = -1) -> list[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
-def test_what_is_sent_is_read_by_both_clients_in_order(compression: str | None, either: Server) -> None:
+async def test_what_is_sent_is_read_by_both_clients_in_order(compression: str | None, either: Server) -> None:
     topic, expected = create(either, 2), numbers(500)
     with producer(either, compression_type=compression) as client:
         for number, value in enumerate(expected):
@@ -143,21 +143,17 @@ def test_what_is_sent_is_read_by_both_clients_in_order(compression: str | None, 
     for partition in (0, 1):
         assert [r.value for r in found if r.partition == partition] == expected[partition::2]
     assert {(r.key, tuple(r.headers)) for r in found} == {(b"k", (("h", b"x"),))}
-
-    async def other() -> list[Any]:
-        consumer = AIOKafkaConsumer(bootstrap_servers=either.address, auto_offset_reset="earliest")
-        consumer.assign([Place(topic, 0), Place(topic, 1)])
-        await consumer.start()
-        rows: list[Any] = []
-        try:
-            while len(rows) < 500:
-                for some in (await consumer.getmany(timeout_ms=200)).values():
-                    rows.extend(some)
-        finally:
-            await consumer.stop()
-        return rows
-
-    again = asyncio.run(other())
+    consumer = AIOKafkaConsumer(bootstrap_servers=either.address, auto_offset_reset="earliest")
+    consumer.assign([Place(topic, 0), Place(topic, 1)])
+    await consumer.start()
+    rows: list[Any] = []
+    try:
+        while len(rows) < 500:
+            for some in (await consumer.getmany(timeout_ms=200)).values():
+                rows.extend(some)
+    finally:
+        await consumer.stop()
+    again = rows
     assert sorted((r.partition, r.offset, r.value) for r in again) == sorted(
         (r.partition, r.offset, r.value) for r in found
     )

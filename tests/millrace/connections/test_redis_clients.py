@@ -157,53 +157,47 @@ def test_another_password_is_taken_at_the_next_connection(
 
 
 @pytest.mark.services
-def test_other_certificates_are_taken_at_the_next_connection(server: SecuredRedis, certificates: Certificates) -> None:
+async def test_other_certificates_are_taken_at_the_next_connection(
+    server: SecuredRedis, certificates: Certificates
+) -> None:
     mine = certificates.sign("changing", days=-1)
     url = server.url(USER, TYPED, f"&ssl_certfile={mine}&ssl_keyfile={mine}")
-
-    async def both() -> None:
-        client, in_a_loop = client_of(url), client_in_a_loop(url)
-        for _ in range(2):
-            with pytest.raises(RedisError):
-                client.ping()
-            with pytest.raises(RedisError):
-                await in_a_loop.ping()
-        certificates.sign("changing")
-        assert client.ping()
-        assert await in_a_loop.ping()
-        client.close()
-        await in_a_loop.aclose()
-
-    asyncio.run(both())
+    client, in_a_loop = client_of(url), client_in_a_loop(url)
+    for _ in range(2):
+        with pytest.raises(RedisError):
+            client.ping()
+        with pytest.raises(RedisError):
+            await in_a_loop.ping()
+    certificates.sign("changing")
+    assert client.ping()
+    assert await in_a_loop.ping()
+    client.close()
+    await in_a_loop.aclose()
 
 
 @pytest.mark.services
-def test_the_store_ends_on_a_refusal_at_its_start_and_waits_it_out_later(
+async def test_the_store_ends_on_a_refusal_at_its_start_and_waits_it_out_later(
     server: SecuredRedis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("wrong")
-
-    async def start() -> None:
-        store = OnlineStore(server.url(USER, f"${{file:{secret}}}"), 1e9)
-        try:
-            with pytest.raises(StoreError, match=r"user name, password or token are refused.*correct them"):
-                await store.wait()
-            assert "waiting" not in capsys.readouterr().out
-            writing = asyncio.create_task(store.begin_filling(0))
-            said = ""
-            while "waiting for Redis" not in said:
-                assert not writing.done()
-                await asyncio.sleep(0.01)
-                said += capsys.readouterr().out
-            assert "user name, password or token are refused" in said
-            secret.write_text(PASSWORD)
-            await writing
-            assert not await store.filled(0)
-        finally:
-            await store.close()
-
-    asyncio.run(start())
+    store = OnlineStore(server.url(USER, f"${{file:{secret}}}"), 1e9)
+    try:
+        with pytest.raises(StoreError, match=r"user name, password or token are refused.*correct them"):
+            await store.wait()
+        assert "waiting" not in capsys.readouterr().out
+        writing = asyncio.create_task(store.begin_filling(0))
+        said = ""
+        while "waiting for Redis" not in said:
+            assert not writing.done()
+            await asyncio.sleep(0.01)
+            said += capsys.readouterr().out
+        assert "user name, password or token are refused" in said
+        secret.write_text(PASSWORD)
+        await writing
+        assert not await store.filled(0)
+    finally:
+        await store.close()
 
 
 def test_what_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ GOOD = {"type": "exposure", "event_id": "e", "request_id": "r", "ts_ms": 1, "use
         (b"\xff\xfe\x00", "malformed", ""),
         (b"[]", "wrong-type", "object"),
         (json.dumps(GOOD | {"type": "teleport"}).encode(), "unknown-type", "teleport"),
-        (json.dumps(GOOD | {"ts_ms": "soon"}).encode(), "wrong-type", "ts_ms"),
+        (json.dumps(GOOD | {"ts_ms": "soon"}).encode(), "wrong-type", "`$.ts_ms`; send milliseconds since 1970"),
         (json.dumps(GOOD | {"ts_ms": -5}).encode(), "wrong-type", "ts_ms"),
         (json.dumps(GOOD | {"items": []}).encode(), "wrong-type", "items"),
         (json.dumps(GOOD | {"items": [1.5]}).encode(), "wrong-type", "items"),

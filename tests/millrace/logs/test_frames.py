@@ -19,36 +19,10 @@ import pytest
 
 import millrace as mr
 from millrace.basics.errors import LogError, SchemaError
+from tests.scenes import tiny_log
+from tests.scenes.tiny_log import SMALL, START_MS
 
-SCHEMA = """
-name = "tiny"
-[log]
-time = "at"
-user = "user"
-item = "item"
-label = "click"
-time_unit = "ms"
-[[fields]]
-name = "user"
-of = "user"
-[[fields]]
-name = "item"
-of = "item"
-[[fields]]
-name = "shop"
-of = "item"
-[[fields]]
-name = "price"
-of = "item"
-kind = "numeric"
-[windows]
-days = [1]
-actions = ["exposure", "click"]
-[[windows.keys]]
-columns = ["item"]
-"""
-SMALL = {"width": 4, "hidden": [8], "blocks": 1}
-START_MS = 1_650_758_400_000
+SCHEMA = tiny_log.SCHEMA.replace('{name = "price"', '{name = "shop", of = "item"}, {name = "price"')
 N = 120
 Values = dict[str, list[Any]]
 

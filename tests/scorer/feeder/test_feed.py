@@ -29,7 +29,6 @@ from scorer.feeder import feeder_publisher
 from scorer.feeder.kafka_feed import FeedRecord, ItemFeed, TileFeed
 from scorer.feeder.modelfeed import ModelFeed
 from scorer.feeder.state import FeederState, Stopped
-from scorer.ipc.meters import ScorerMeters
 from tests.scenes.feed_scene import Scene, feed, flip, records, same_model
 from tests.scenes.scorer_feeder import Whole
 from tests.scenes.scorer_log import MemoryBroker, caught_up
@@ -492,7 +491,7 @@ def test_deltas_before_the_snapshot_may_be_gone(scene: Scene) -> None:
 # -- with requests under way --------------------------------------------------------------------------------------
 
 
-def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixed(tmp_path: Path) -> None:
+async def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixed(tmp_path: Path) -> None:
     """Each page's scores must be those of exactly one whole version: the one that the page names."""
     scene = Scene(tmp_path)
     learner, log = scene.learner, scene.broker.log(MODEL_DELTAS)
@@ -502,39 +501,34 @@ def test_versions_change_between_concurrent_requests_and_none_is_dropped_or_mixe
         notes.append(learner.delta())
         ends.append(log.end)
     messages = [FeedRecord(None, m.value, m.offset) for m in log.messages]
+    reader, whole, meters, sent = feed(ModelFeed, scene.folder)
+    scorer = whole.serving
+    whole.stock(ITEMS[:150])
+    reader.start_up()
+    whole.primary.to_read = {}
+    whole.publisher.status()
+    app = own_app(scorer, meters)
+    answers: list[tuple[int, Any]] = []
+    done = asyncio.Event()
 
-    async def run() -> tuple[list[tuple[int, Any]], list[Any], ScorerMeters]:
-        reader, whole, meters, sent = feed(ModelFeed, scene.folder)
-        scorer = whole.serving
-        whole.stock(ITEMS[:150])
-        reader.start_up()
-        whole.primary.to_read = {}
-        whole.publisher.status()
-        app = own_app(scorer, meters)
-        answers: list[tuple[int, Any]] = []
-        done = asyncio.Event()
+    async def shopper(n: int) -> None:
+        i = 0
+        while not done.is_set() or i == 0:
+            body = {"user_id": n, "size": 20, "request_id": f"{n}.{i}"}
+            answers.append(await call(app, "POST", "/recommend", body))
+            i += 1
 
-        async def shopper(n: int) -> None:
-            i = 0
-            while not done.is_set() or i == 0:
-                body = {"user_id": n, "size": 20, "request_id": f"{n}.{i}"}
-                answers.append(await call(app, "POST", "/recommend", body))
-                i += 1
+    async def news() -> None:
+        for start, end in itertools.pairwise(ends):
+            before = len(answers)
+            reader.take(messages[start:end])  # on the loop, as what the link brings is applied there
+            whole.host.fold(3)
+            while len(answers) < before + 4:  # some pages of this version
+                await asyncio.sleep(0)
+        whole.stock(ITEMS[150:])
+        done.set()
 
-        async def news() -> None:
-            for start, end in itertools.pairwise(ends):
-                before = len(answers)
-                reader.take(messages[start:end])  # on the loop, as what the link brings is applied there
-                whole.host.fold(3)
-                while len(answers) < before + 4:  # some pages of this version
-                    await asyncio.sleep(0)
-            whole.stock(ITEMS[150:])
-            done.set()
-
-        await asyncio.gather(news(), *(shopper(n) for n in range(4)))
-        return answers, sent, meters
-
-    answers, sent, meters = asyncio.run(run())
+    await asyncio.gather(news(), *(shopper(n) for n in range(4)))
     assert [status for status, _ in answers] == [200] * len(answers)
     assert len(sent) == len(answers)
     assert sum(meters.errors.values()) == 0

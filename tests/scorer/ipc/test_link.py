@@ -266,33 +266,28 @@ def test_descriptors_that_cannot_be_received_close_the_link() -> None:
 # -- both ends ----------------------------------------------------------------------------------------------------
 
 
-def test_feeder_and_worker_talk_both_ways_and_see_each_other_end() -> None:
+async def test_feeder_and_worker_talk_both_ways_and_see_each_other_end() -> None:
     ours, theirs = socket.socketpair()
     received: list[Any] = []
     gone = threading.Event()
     feeder = FeederLink(ours, lambda message: received.append(message.facts), gone.set)
+    got: list[int] = []
+    ended = asyncio.Event()
 
-    async def worker() -> list[int]:
-        got: list[int] = []
-        ended = asyncio.Event()
+    def take(message: LinkMessage) -> None:
+        got.append(int(message.arrays["a"].sum()))
+        link.send("word", len(got))
 
-        def take(message: LinkMessage) -> None:
-            got.append(int(message.arrays["a"].sum()))
-            link.send("word", len(got))
-
-        link = WorkerLink(theirs, take, ended.set)
-        link.start(asyncio.get_running_loop())
-        feeder.start()
-        for n in range(200):  # more than it reads ahead
-            feeder.put(Packet("word", None, {"a": np.full(INLINE, n)}))
-        while len(got) < 200:
-            await asyncio.sleep(0)
-        feeder.close()
-        await asyncio.wait_for(ended.wait(), PATIENCE)
-        link.close()
-        return got
-
-    got = asyncio.run(worker())
+    link = WorkerLink(theirs, take, ended.set)
+    link.start(asyncio.get_running_loop())
+    feeder.start()
+    for n in range(200):  # more than it reads ahead
+        feeder.put(Packet("word", None, {"a": np.full(INLINE, n)}))
+    while len(got) < 200:
+        await asyncio.sleep(0)
+    feeder.close()
+    await asyncio.wait_for(ended.wait(), PATIENCE)
+    link.close()
     assert got == [INLINE * n for n in range(200)]
     assert gone.wait(PATIENCE)
     assert received == list(range(1, 201))

@@ -168,7 +168,7 @@ class Replica:
 
 
 @pytest.mark.parametrize("kind", ["base", "retrieval"])
-def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
+async def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorer_worker, "attach", lambda *_: Version())
@@ -181,19 +181,15 @@ def test_the_version_before_is_let_go_by_another_thread_than_the_one_of_requests
     made._replicas, made._attaching = {"": Replica(made.serving)}, ThreadPoolExecutor(1)
     made._report_ready = lambda: None
     threads: list[int] = []
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    async def requests() -> None:
-        gone = asyncio.Event()
-        loop = asyncio.get_running_loop()
+    def let_go() -> None:
+        threads.append(threading.get_ident())
+        loop.call_soon_threadsafe(gone.set)
 
-        def let_go() -> None:
-            threads.append(threading.get_ident())
-            loop.call_soon_threadsafe(gone.set)
-
-        weakref.finalize(made.serving.model if kind == "base" else made.serving.retrieval, let_go)
-        made._attach("", SimpleNamespace(kind=kind, regions=[]))
-        await asyncio.wait_for(gone.wait(), 30)
-
-    asyncio.run(requests())
+    weakref.finalize(made.serving.model if kind == "base" else made.serving.retrieval, let_go)
+    made._attach("", SimpleNamespace(kind=kind, regions=[]))
+    await asyncio.wait_for(gone.wait(), 30)
     made._attaching.shutdown()
     assert threads != [threading.get_ident()]

@@ -230,29 +230,26 @@ def test_inference_before_a_model_is_there_is_503(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("path", ["/recommend", "/score", "/similar", "/popular", INFER])
-def test_a_body_that_never_comes_whole_does_not_hold_its_place(
+async def test_a_body_that_never_comes_whole_does_not_hold_its_place(
     shop: Shop, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scene() -> tuple[int, bytes]:
-        parts = [{"type": "http.request", "body": b'{"user', "more_body": True}]
-        said: list[Any] = []
-
-        async def receive() -> Any:
-            if not parts:
-                await asyncio.Event().wait()
-            return parts.pop()
-
-        async def send(message: Any) -> None:
-            said.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-        gate = RequestLimit(shop.app, 1, lambda: None)
-        await gate({**scope, "root_path": "", "headers": [], "server": ("", 80), "scheme": "http"}, receive, send)
-        assert gate.in_work == 0
-        return said[0]["status"], said[1]["body"]
-
     shop.ready()
     monkeypatch.setattr("scorer.worker.page_app.BODY_SECONDS", 0.001)
-    status, body = asyncio.run(scene())
+    parts = [{"type": "http.request", "body": b'{"user', "more_body": True}]
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        if not parts:
+            await asyncio.Event().wait()
+        return parts.pop()
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    gate = RequestLimit(shop.app, 1, lambda: None)
+    await gate({**scope, "root_path": "", "headers": [], "server": ("", 80), "scheme": "http"}, receive, send)
+    assert gate.in_work == 0
+    status, body = said[0]["status"], said[1]["body"]
     assert (status, b"6 bytes of the body" in body) == (408, True)
     assert sum(shop.meters.errors.values()) == 0

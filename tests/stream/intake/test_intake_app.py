@@ -97,24 +97,20 @@ def test_every_line_refused_is_422_and_an_empty_list_is_nothing() -> None:
     assert post(intake, "/items", [])[:2] == (200, {"kept": 0, "duplicates": 0, "refused": 0, "verdicts": []})
 
 
-def test_an_answer_comes_when_all_is_kept_and_not_before() -> None:
+async def test_an_answer_comes_when_all_is_kept_and_not_before() -> None:
     outlet = Outlet(at_once=False)
     intake = Intake(outlet)
-
-    async def story() -> tuple[int, Any, dict[str, str]]:
-        asked = asyncio.create_task(intake.ask("POST", "/events", [click(1), click(2)]))
-        again = asyncio.create_task(intake.ask("POST", "/events", click(1)))
-        while outlet.keeper.waiting < 2:
-            await asyncio.sleep(0)
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not asked.done()
-        assert not again.done()
-        outlet.deliver()
-        assert statuses((await again)[1]) == ["duplicate"]
-        return await asked
-
-    status, answer, _ = asyncio.run(story())
+    asked = asyncio.create_task(intake.ask("POST", "/events", [click(1), click(2)]))
+    again = asyncio.create_task(intake.ask("POST", "/events", click(1)))
+    while outlet.keeper.waiting < 2:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not asked.done()
+    assert not again.done()
+    outlet.deliver()
+    assert statuses((await again)[1]) == ["duplicate"]
+    status, answer, _ = await asked
     assert (status, statuses(answer)) == (200, ["kept", "kept"])
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.basics.durations import span_name
 from millrace.contracts.events import PROFILE_MISSING, WINDOWS_MISSING
 from millrace.contracts.samples import CORRECTION, NEGATIVE, PAGE, POLICIES, POSITIVE, SampleBatch
 from millrace.contracts.settings import Settings
@@ -100,7 +101,7 @@ def check_conservation(partition: Partition, total: Sum) -> None:
 def check_against_reference(partition: Partition, total: Sum, reference: ReferencePartition) -> None:
     assert sorted(total.samples) == hashed(reference.samples)
     assert dead_of(total.dead) == dead_of(reference.dead)
-    assert partition.pending == reference.pending
+    assert (partition.pending, partition.join.held) == (reference.pending, reference.held)
     assert (partition.newest_ms, partition.watermark_ms) == (reference.newest_ms, reference.watermark_ms)
     names = ("exposures", "duplicates", "late", "ahead", "page_logs", *(f"events.{k}" for k in KINDS))
     assert {n: total.counts[n] for n in names} == {n: reference.counts[n] for n in names}
@@ -286,7 +287,7 @@ def test_a_click_dated_before_its_exposure_is_none_of_it_beyond_the_disorder(
     world.page_logs(page_log("a", T0, [1, 2]))
     world.events(*([seen, *clicks] if exposed_first else [*clicks, seen]))
     assert [(one.reason, one.detail) for one in world.total.dead] == [
-        ("no-exposure", f"{POLICY.disorder_ms + 1} ms before its exposure")
+        ("no-exposure", f"{span_name(POLICY.disorder_ms + 1)} before its exposure")
     ] * (2 * beyond_ms)
     world.act("click", "a", T0 + MINUTE, 1, 2)
     world.until(T0 + 2 * HOUR)

@@ -174,6 +174,7 @@ def test_after_the_page_is_dropped_everything_of_it_is_late_and_counts_no_exposu
     shop.events(exposure("a", T0, [1, 2]), exposure("a", T0, [3], 2), action("click", "a", T0 + 1, 0, 1))
     shop.events(exposure("a", T0, [3], 2))
     assert shop.dead == [("late", 0), ("late", 1), ("late", 0), ("late", 0)]
+    assert shop.total.dead[1].detail == "50 min behind the watermark"
     assert shop.total.counts["exposures"] == 3
     assert shop.samples == [(0, NEGATIVE), (1, NEGATIVE)]
 

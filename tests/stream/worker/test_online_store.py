@@ -95,18 +95,15 @@ def test_a_profile_outlives_the_last_tile_list(server: EmbeddedRedis) -> None:
     assert read(server, "p") == {b"profile": b'{"age":3}'}
 
 
-def test_ids_of_guests_stay_until_a_profile_without_them(server: EmbeddedRedis) -> None:
-    async def main() -> None:
-        store = OnlineStore(server.address)
-        try:
-            await store.write([], [User("g", {}, ["s1", 8]), User("h", {})])
-            assert await store.guests(["g", "h", "nobody"]) == ["s1", 8]
-            await store.write([], [User("g", {})])
-            assert await store.guests(["g"]) == []
-        finally:
-            await store.close()
-
-    asyncio.run(main())
+async def test_ids_of_guests_stay_until_a_profile_without_them(server: EmbeddedRedis) -> None:
+    store = OnlineStore(server.address)
+    try:
+        await store.write([], [User("g", {}, ["s1", 8]), User("h", {})])
+        assert await store.guests(["g", "h", "nobody"]) == ["s1", 8]
+        await store.write([], [User("g", {})])
+        assert await store.guests(["g"]) == []
+    finally:
+        await store.close()
 
 
 def test_data_that_goes_takes_the_mark_of_being_whole_along(server: EmbeddedRedis) -> None:
@@ -134,20 +131,16 @@ def test_many_users_need_several_pipelines(server: EmbeddedRedis) -> None:
     ]
 
 
-def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
+async def test_a_store_that_comes_back_gets_what_it_missed(tmp_path: Path) -> None:
     port = free_port()
-
-    async def main() -> None:
-        store = OnlineStore(f"redis://127.0.0.1:{port}")
-        writing = asyncio.create_task(store.write([("u", [(9, b"late")])], []))
-        done, _ = await asyncio.wait([writing], timeout=0.3)
-        assert not done
-        with EmbeddedRedis(tmp_path, port=port) as server:
-            await writing
-            assert read(server, "u") == {window_field(9): b"late"}
-        await store.close()
-
-    asyncio.run(main())
+    store = OnlineStore(f"redis://127.0.0.1:{port}")
+    writing = asyncio.create_task(store.write([("u", [(9, b"late")])], []))
+    done, _ = await asyncio.wait([writing], timeout=0.3)
+    assert not done
+    with EmbeddedRedis(tmp_path, port=port) as server:
+        await writing
+        assert read(server, "u") == {window_field(9): b"late"}
+    await store.close()
 
 
 def test_a_store_that_stays_away_is_one_line() -> None:

@@ -51,56 +51,46 @@ def test_the_broker_knows_prefixed_names_and_we_know_ours(tmp_path: Path) -> Non
     assert app.logical(TP("b-shop.events", 1)) == TP("events", 1)
 
 
-def test_positions_wait_for_the_state_and_are_none_once_it_was_given_up(tmp_path: Path) -> None:
-    async def main() -> None:
-        shell = worker(tmp_path)
-        asked = asyncio.create_task(shell.positions())
-        await asyncio.sleep(0)
-        assert not asked.done()
-        shell.turns.begin([Partition(0, SCHEMA, POLICY)], shell._now())
-        shell._loaded.set()
-        assert {(tp.topic, tp.partition): offset for tp, offset in (await asked).items()} == {(t, 0): 0 for t in INPUTS}
-        await shell.give_up()
-        assert await shell.positions() == {}  # Faust may still ask while it stops
-
-    asyncio.run(main())
+async def test_positions_wait_for_the_state_and_are_none_once_it_was_given_up(tmp_path: Path) -> None:
+    shell = worker(tmp_path)
+    asked = asyncio.create_task(shell.positions())
+    await asyncio.sleep(0)
+    assert not asked.done()
+    shell.turns.begin([Partition(0, SCHEMA, POLICY)], shell._now())
+    shell._loaded.set()
+    assert {(tp.topic, tp.partition): offset for tp, offset in (await asked).items()} == {(t, 0): 0 for t in INPUTS}
+    await shell.give_up()
+    assert await shell.positions() == {}  # Faust may still ask while it stops
 
 
-def test_a_task_that_ends_because_something_else_was_cancelled_is_a_failure(tmp_path: Path) -> None:
-    async def main() -> None:
-        shell, lost = worker(tmp_path), asyncio.get_running_loop().create_future()
+async def test_a_task_that_ends_because_something_else_was_cancelled_is_a_failure(tmp_path: Path) -> None:
+    shell, lost = worker(tmp_path), asyncio.get_running_loop().create_future()
 
-        async def outlet() -> None:
-            await lost
+    async def outlet() -> None:
+        await lost
 
-        task = asyncio.create_task(_as_expected(shell.settings, outlet(), "the outlet"))
-        await asyncio.sleep(0)
-        lost.cancel()
-        with pytest.raises(ServiceError, match="the outlet ended by itself"):
-            await task
-
-    asyncio.run(main())
+    task = asyncio.create_task(_as_expected(shell.settings, outlet(), "the outlet"))
+    await asyncio.sleep(0)
+    lost.cancel()
+    with pytest.raises(ServiceError, match="the outlet ended by itself"):
+        await task
 
 
-def test_an_outlet_ends_though_a_library_swallows_its_cancellation(tmp_path: Path) -> None:
+async def test_an_outlet_ends_though_a_library_swallows_its_cancellation(tmp_path: Path) -> None:
     """As the Redis client does on Python 3.11, when its answer comes in the same moment."""
+    outlet, began = worker(tmp_path).outlet, asyncio.Event()
 
-    async def main() -> None:
-        outlet, began = worker(tmp_path).outlet, asyncio.Event()
+    async def swallows() -> None:
+        began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
 
-        async def swallows() -> None:
-            began.set()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(3600)
-
-        outlet._jobs.put_nowait(swallows)
-        task: asyncio.Task[Any] = asyncio.create_task(outlet.run())
-        await began.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    outlet._jobs.put_nowait(swallows)
+    task: asyncio.Task[Any] = asyncio.create_task(outlet.run())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("answer", [None, KafkaError("no broker")])
@@ -155,69 +145,62 @@ def test_a_checkpoint_waits_until_its_samples_are_delivered(
 
 
 @pytest.mark.parametrize("ids", [("A", "A", ""), ("A", "B", "")])
-def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
+async def test_a_broker_that_came_back_with_other_topics_ends_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: tuple[str, ...]
 ) -> None:
     """After a silence it is asked, once. The next start begins again, with the state at hand."""
+    shell, silent_s, asked = worker(tmp_path), [0.0, 2.0, 0.0, 0.0], list[int]()
+    shell._logs = dict.fromkeys(INPUTS, "A")
+    monkeypatch.setattr(shell.turns, "silent_s", lambda *_: silent_s.pop(0))
 
-    async def main() -> None:
-        shell, silent_s, asked = worker(tmp_path), [0.0, 2.0, 0.0, 0.0], list[int]()
-        shell._logs = dict.fromkeys(INPUTS, "A")
-        monkeypatch.setattr(shell.turns, "silent_s", lambda *_: silent_s.pop(0))
+    def ask(_: Any) -> dict[str, str]:
+        asked.append(1)
+        return dict(zip(INPUTS, ids, strict=True))
 
-        def ask(_: Any) -> dict[str, str]:
-            asked.append(1)
-            return dict(zip(INPUTS, ids, strict=True))
-
-        monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", ask)
-        while silent_s:
-            shell._check_broker([])
-        await asyncio.gather(*shell._tasks)
-        assert len(asked) == 1
-        if ids[1] == "A":
-            assert shell.failure is None
-        else:
-            assert isinstance(shell.failure, BrokerError)
-            assert f"topics {INPUTS[1]} of broker" in str(shell.failure)
-
-    asyncio.run(main())
+    monkeypatch.setattr("stream.worker.stream_worker.ids_of_inputs", ask)
+    while silent_s:
+        shell._check_broker([])
+    await asyncio.gather(*shell._tasks)
+    assert len(asked) == 1
+    if ids[1] == "A":
+        assert shell.failure is None
+    else:
+        assert isinstance(shell.failure, BrokerError)
+        assert f"topics {INPUTS[1]} of broker" in str(shell.failure)
 
 
-def test_page_logs_are_read_in_the_background_and_given_to_their_turn(
+async def test_page_logs_are_read_in_the_background_and_given_to_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        shell, log = worker(tmp_path), Log()
-        partition = Partition(0, SCHEMA, POLICY, settles=True)
-        raw = page_log("a", T0, [1, 2])
-        partition.take([*log.page_logs(raw), *log.events(exposure("a", T0, [1, 2]))], T0)
-        partition.advance(T0 + POLICY.attribution_ms + POLICY.disorder_ms)
-        partition.take(log.events(action("click", "a", T0 + 5, 1, 2)), T0 + HOUR)
-        shell.turns.begin([partition], shell._now())
-        read: list[Any] = []
+    shell, log = worker(tmp_path), Log()
+    partition = Partition(0, SCHEMA, POLICY, settles=True)
+    raw = page_log("a", T0, [1, 2])
+    partition.take([*log.page_logs(raw), *log.events(exposure("a", T0, [1, 2]))], T0)
+    partition.advance(T0 + POLICY.attribution_ms + POLICY.disorder_ms)
+    partition.take(log.events(action("click", "a", T0 + 5, 1, 2)), T0 + HOUR)
+    shell.turns.begin([partition], shell._now())
+    read: list[Any] = []
 
-        def reads(number: int, offsets: Iterable[int]) -> dict[int, bytes]:
-            read.append((number, list(offsets)))
-            return {0: raw}
+    def reads(number: int, offsets: Iterable[int]) -> dict[int, bytes]:
+        read.append((number, list(offsets)))
+        return {0: raw}
 
-        monkeypatch.setattr(shell.recaller, "read", reads)
-        (turn,) = shell.turns
-        recall = next(due for due in turn.outbound({}, 0, shell._now()) if isinstance(due, Recall))
-        await shell._do(turn, recall)
-        await asyncio.gather(*shell._tasks)
-        assert read == [(0, [0])]
-        sent: list[Any] = []
+    monkeypatch.setattr(shell.recaller, "read", reads)
+    (turn,) = shell.turns
+    recall = next(due for due in turn.outbound({}, 0, shell._now()) if isinstance(due, Recall))
+    await shell._do(turn, recall)
+    await asyncio.gather(*shell._tasks)
+    assert read == [(0, [0])]
+    sent: list[Any] = []
 
-        async def emit(_: int, output: Any) -> None:
-            sent.append(output)
+    async def emit(_: int, output: Any) -> None:
+        sent.append(output)
 
-        monkeypatch.setattr(shell.outlet, "emit", emit)
-        for due in turn.inbound({}, shell._now()):
-            await shell._do(turn, due)
-        assert [row.kind for output in sent for row in rows(output.samples)] == [CORRECTION]
-        assert not partition.wanted
-
-    asyncio.run(main())
+    monkeypatch.setattr(shell.outlet, "emit", emit)
+    for due in turn.inbound({}, shell._now()):
+        await shell._do(turn, due)
+    assert [row.kind for output in sent for row in rows(output.samples)] == [CORRECTION]
+    assert not partition.wanted
 
 
 class Slow:
@@ -252,69 +235,58 @@ class Slow:
             return {tp.partition: at for tp, at in (await self.shell.positions()).items() if tp.topic == EVENTS}
 
 
-def test_states_are_read_once_whatever_rebalances_come_meanwhile(
+async def test_states_are_read_once_whatever_rebalances_come_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faust's callback returns at once: until it does, the group gets no heart-beat."""
-
-    async def main() -> None:
-        slow = Slow(tmp_path, monkeypatch)
-        await slow.given(0, 1)
-        await slow.reads(0)
-        await slow.shell.revoked()
-        await slow.given(0, 1)
-        slow.may_read.set()
-        assert await slow.positions() == {0: 0, 1: 0}
-        for turn in slow.shell.turns:
-            turn.partition.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
-        await slow.shell.revoked()  # nothing is due: what it has taken is in the journal
-        await slow.given(0, 1)
-        assert await slow.positions() == {0: 1, 1: 1}
-        assert slow.read == [0, 1]
-
-    asyncio.run(main())
+    slow = Slow(tmp_path, monkeypatch)
+    await slow.given(0, 1)
+    await slow.reads(0)
+    await slow.shell.revoked()
+    await slow.given(0, 1)
+    slow.may_read.set()
+    assert await slow.positions() == {0: 0, 1: 0}
+    for turn in slow.shell.turns:
+        turn.partition.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
+    await slow.shell.revoked()  # nothing is due: what it has taken is in the journal
+    await slow.given(0, 1)
+    assert await slow.positions() == {0: 1, 1: 1}
+    assert slow.read == [0, 1]
 
 
-def test_a_partition_that_is_lost_while_its_state_is_read_is_not_used(
+async def test_a_partition_that_is_lost_while_its_state_is_read_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        slow = Slow(tmp_path, monkeypatch)
-        await slow.given(0, 1)
-        await slow.reads(0)
-        await slow.shell.revoked()
-        await slow.given()
-        slow.may_read.set()
-        assert await slow.positions() == {}
-        assert slow.read == [0], "the rest is not read either"
-
-    asyncio.run(main())
+    slow = Slow(tmp_path, monkeypatch)
+    await slow.given(0, 1)
+    await slow.reads(0)
+    await slow.shell.revoked()
+    await slow.given()
+    slow.may_read.set()
+    assert await slow.positions() == {}
+    assert slow.read == [0], "the rest is not read either"
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_state_is_read_again_where_another_worker_has_owned_the_partition(
+async def test_a_state_is_read_again_where_another_worker_has_owned_the_partition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     """Between two assignments of ours, of which the first had begun, or still read."""
-
-    async def main() -> None:
-        slow = Slow(tmp_path, monkeypatch)
-        await slow.given(0, 1)
-        await slow.reads(0)
-        if begun:
-            slow.may_read.set()
-            assert await slow.positions() == {0: 0, 1: 0}
-        await slow.shell.revoked()
-        line = CheckpointStore(slow.shell.settings.place("checkpoints")).load(slow.shell._fresh(0)).line
-        taken = slow.shell._fresh(0)
-        taken.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
-        line.write([], taken.snapshot())
-        await slow.given(0, 1)
+    slow = Slow(tmp_path, monkeypatch)
+    await slow.given(0, 1)
+    await slow.reads(0)
+    if begun:
         slow.may_read.set()
-        assert await slow.positions() == {0: 1, 1: 0}
-        assert sorted(slow.read) == [0, 0, 1]
-
-    asyncio.run(main())
+        assert await slow.positions() == {0: 0, 1: 0}
+    await slow.shell.revoked()
+    line = CheckpointStore(slow.shell.settings.place("checkpoints")).load(slow.shell._fresh(0)).line
+    taken = slow.shell._fresh(0)
+    taken.take([InputMessage(EVENTS, 0, b"rubbish")], T0)
+    line.write([], taken.snapshot())
+    await slow.given(0, 1)
+    slow.may_read.set()
+    assert await slow.positions() == {0: 1, 1: 0}
+    assert sorted(slow.read) == [0, 0, 1]
 
 
 _MEMBER = """

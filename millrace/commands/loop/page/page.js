@@ -117,7 +117,7 @@ function roles(list) {
   }));
 }
 
-function accounts(f, dead, simulated) {
+function accounts(f, dead) {
   // A click after its exposure was learnt as a negative is a correction.
   const known = f.corrections !== undefined;
   const clicked = known ? f.positives + f.corrections : undefined, others = known ? f.negatives - f.corrections : undefined;
@@ -129,7 +129,7 @@ function accounts(f, dead, simulated) {
     return part;
   }));
   const deadLetters = Object.entries(dead).filter(([, n]) => n > 0).map(([reason, n]) => `${reason} ${whole(n)}`).join(", ");
-  const entriesOf = [[simulated ? "sent" : "taken in", f.exposures, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
+  const entriesOf = [["taken in", f.taken_in, ""], ...parts, ["duplicates dropped", f.duplicates_dropped, ""], ["dead letters", f.dead_letters, ""]];
   entries("accounts", entriesOf.map(([name, value, cls]) => [name, whole(value), cls, name === "dead letters" ? deadLetters : ""]));
 }
 
@@ -204,7 +204,7 @@ function show(state) {
   answers(state.learns, state.fast);
   roles(state.roles);
   put("memory", state.memory.startsWith(dash) ? "" : `${state.memory} in all processes together`);
-  accounts(f, state.dead_letters, state.simulated);
+  accounts(f, state.dead_letters);
   details(state);
   put("awaited", state.awaited);
   watched.real = state.simulated;
