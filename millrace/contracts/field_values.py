@@ -78,7 +78,7 @@ _MOST = 8.0
 
 
 def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
-    """The numbers that a model sees of a vector; all 0 where it is missing. Equal bits on every machine: all sums are of
+    """The numbers that a model sees of a vector; all 0 where it is missing. Equal bits everywhere: all sums are of
     whole numbers below 2^53. (min(size, VECTOR_NUMBERS),)
 
     Args:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import millrace as mr
 from millrace.basics.errors import LogError, SchemaError
 from millrace.commands.replay.logfeatures import LogRows
 from millrace.contracts.events import BadEventError, Item, to_json
@@ -178,3 +179,23 @@ def test_a_schema_that_cannot_be_is_refused(fields: str, why: str) -> None:
 def test_a_page_is_explained_by_the_vector_not_by_its_numbers() -> None:
     (one,) = [one for one in inputs_of(SCHEMA) if one.name == "meaning"]
     assert len(one.num) == VECTOR_NUMBERS
+
+
+def test_guess_proposes_lists_of_one_length_as_a_vector_of_the_item() -> None:
+    n = 2000
+    item = RNG.integers(0, 20, n)
+    frame = pd.DataFrame({"time_ms": T0 + np.arange(n) * 1000, "user_id": RNG.integers(0, 50, n), "item_id": item})
+    frame["is_click"] = (RNG.random(n) < 0.2).astype(int)
+    frame["meaning"] = [VECTORS[i, :40].astype(float).tolist() for i in item]
+    frame["each"] = [[float(i), 0.5] for i in range(n)]
+    frame["uneven"] = [[0.5] * (1 + i) for i in item]
+    guessed = mr.guess(frame)
+    vector = [
+        'name = "meaning"  # lists of numbers with a fraction, all of one length',
+        'of = "item"',
+        'kind = "vector"',
+        "size = 40",
+    ]
+    assert "\n".join(vector) in guessed.text
+    assert "each: a vector that differs from row to row" in guessed.text
+    assert "uneven: lists of numbers with a fraction, of 20 lengths" in guessed.text
