@@ -64,7 +64,7 @@ class Shoppers:
     def user(self, index: int) -> User:
         """The user as a message of the ``users`` topic. Absent attributes are left out, not null."""
         if self.business[index]:
-            attributes: dict[str, str | int | float | bool | list[str | int] | None] = {
+            attributes: dict[str, str | int | float | bool | list[str | int | float] | None] = {
                 "kind": "business",
                 "seller": bool(self.seller[index]),
                 "region": f"r{self.region[index]}",

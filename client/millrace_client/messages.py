@@ -25,7 +25,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Name
 TimeMs = Annotated[int, Meta(ge=1, le=32_503_680_000_000)]
 Place = Annotated[int, Meta(ge=0, le=100_000)]
-Value = str | int | float | bool | list[str | int] | None
+Value = str | int | float | bool | list[str | int | float] | None
 """An attribute: a number for a numeric field of the schema, a list for a field with several slots."""
 
 Wanted = Mapping[str, Any]

@@ -42,7 +42,7 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 WireId = Int64 | Name
 """An :data:`Id` as it may come from outside."""
-Attribute = str | Int64 | float | bool | list[str | Int64] | None
+Attribute = str | Int64 | float | bool | list[str | Int64 | float] | None
 TimeMs = Annotated[int, Meta(ge=1, le=LAST_MS, description="Unix milliseconds, up to the year 3000")]
 TimeOrNever = Annotated[int, Meta(ge=0, le=LAST_MS, description="Unix milliseconds; 0: not known")]
 

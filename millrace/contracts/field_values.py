@@ -1,5 +1,5 @@
 # core
-"""The values that one attribute has in a field: one, several, or the words of a text.
+"""The values that one attribute has in a field: one, several, the words of a text, or the numbers of a vector.
 
 ::
 
@@ -11,21 +11,29 @@ Everything that reads attributes, live or of a log, asks here; :func:`millrace.b
 its id. A word is a run of letters, digits and their marks, in NFKC and without case, so it is the same however a text
 is written; a number is a word. Chinese characters and Japanese kana, which no spaces part, are a word each. Other
 scripts without spaces, such as Thai, are not split: a phrase is a word.
+
+A model sees at most :data:`VECTOR_NUMBERS` numbers of a vector. Of a longer one these are projections on random signs
+(Achlioptas, JCSS 2003), which keep what a linear layer can learn of it, and its direction alone. So samples, page logs
+and archives carry what was served, and nothing needs the vector again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
+from base64 import b64decode
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from msgspec import json
 from numpy.typing import NDArray
 
 from millrace.basics.hashing import value_text
-from millrace.contracts.schema import Field
+from millrace.contracts.schema import VECTOR_NUMBERS, Field
 
 MOST_LETTERS = 1024
 """Characters of a text that are read."""
@@ -62,3 +70,53 @@ def _apart(found: re.Match[str]) -> str:
     """A mark is of the letter before it; what has no width (a joiner, a sign of direction) is nothing; others part."""
     category = unicodedata.category(found[0])
     return found[0] if category[0] == "M" else "" if category == "Cf" else " "
+
+
+_FINEST = 1 / 32
+_MOST = 8.0
+"""Projections of a unit vector have a deviation of 1. In steps of 1/32 they rank as well, and take a byte or so."""
+
+
+def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
+    """The numbers that a model sees of a vector; all 0 where it is missing. Equal bits everywhere: all sums are of
+    whole numbers below 2^53. (min(size, VECTOR_NUMBERS),)
+
+    Args:
+        value: a list of numbers, or a text: JSON, or base64 of float16, little-endian. Of the length ``field.size``,
+            or what this gave.
+
+    Raises:
+        ValueError: it is no such vector, or has a number beyond float16.
+    """
+    made = np.zeros(min(field.size, VECTOR_NUMBERS), np.float32)
+    if value is None or (isinstance(value, str) and not value):
+        return made
+    try:
+        if isinstance(value, str):
+            value = json.decode(value) if value[:1] == "[" else np.frombuffer(b64decode(value, validate=True), "<f2")
+        vector = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):  # the second is also of base64 and JSON
+        raise ValueError(f"is no vector of {field.size} numbers") from None
+    if vector.shape not in ((field.size,), made.shape):
+        raise ValueError(f"has {vector.size:,} numbers, not {field.size:,}")
+    largest = np.abs(vector).max()
+    if not largest <= _TOP:
+        raise ValueError(f"has a number beyond {_TOP:,.0f}, or none")
+    if vector.shape == made.shape:
+        return vector.astype(np.float32)
+    if largest > 0:
+        whole = np.rint(vector * (32_767 / largest))
+        projected = whole @ _signs(field.size) / np.sqrt(np.square(whole).sum())
+        made[:] = np.clip(np.rint(projected / _FINEST) * _FINEST, -_MOST, _MOST)
+    return made
+
+
+_TOP = float(np.finfo(np.float16).max)
+
+
+@lru_cache(maxsize=16)
+def _signs(size: int) -> NDArray[np.float64]:
+    """(size, VECTOR_NUMBERS) of -1 and 1."""
+    drawn = hashlib.shake_256(b"signs").digest(size * VECTOR_NUMBERS // 8)
+    bits = np.unpackbits(np.frombuffer(drawn, np.uint8)).reshape(size, VECTOR_NUMBERS)
+    return 2 * bits.astype(np.float64) - 1

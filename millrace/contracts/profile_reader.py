@@ -27,6 +27,7 @@ from millrace.contracts.events import (
     decode_item,
     decode_user,
 )
+from millrace.contracts.field_values import numbers_of
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
 
 TOO_LARGE = (2.0 - 2.0**-24) * 2.0**127  # from here on a float32 is infinite
@@ -108,7 +109,7 @@ class Intake:
                 raise BadEventError("bad-value", f"{name} {shown} {why}")
 
 
-def unfit(field: Field | None, value: str | int | float | bool | list[str | int]) -> str:
+def unfit(field: Field | None, value: Attribute) -> str:
     """Why a field (None: a column that only makes window keys) cannot hold a value; empty when it can."""
     if field is not None and field.kind == "numeric":
         if isinstance(value, list):
@@ -119,8 +120,16 @@ def unfit(field: Field | None, value: str | int | float | bool | list[str | int]
             return "is no number"
         # NaN is missing, like null; it fails no comparison.
         return "is beyond what a float32 holds" if abs(number) >= TOO_LARGE else ""
+    if field is not None and field.kind == "vector":
+        try:
+            numbers_of(field, value)
+        except ValueError as error:
+            return str(error)
+        return ""
     if isinstance(value, list) and (field is None or field.slots == 1 or field.kind == "text"):
         return "is a list where one value is needed"
+    if isinstance(value, list) and any(isinstance(one, float) for one in value):
+        return "is a list of numbers with a fraction"
     return ""
 
 

@@ -51,6 +51,9 @@ MAX_COLUMNS = 16
 MOST_SLOTS = 16
 """The most values of a field that is no text."""
 
+VECTOR_NUMBERS = 32
+"""The most numbers that a model sees of a vector."""
+
 MAX_FILTERS = 16
 """Attributes in ``filters``: each takes memory for every item."""
 
@@ -70,7 +73,8 @@ that since its first exposure, the user's last actions (millrace/windows/lastact
 
 class Field(Struct, frozen=True, forbid_unknown_fields=True):
     """One feature. ``slots`` above 1 makes a categorical field multi-valued: its values are pooled. The values of a
-    text are its words, and with ``bigrams`` pairs of neighbours (:mod:`millrace.contracts.field_values`).
+    text are its words, and with ``bigrams`` pairs of neighbours (:mod:`millrace.contracts.field_values`). A vector has
+    ``size`` numbers.
 
     ``pool``: by their mean, or, for the user's last actions, by attention of the item on the page.
     ``width`` is the embedding width (None: the model's default). ``bias`` marks a field that is known when learning
@@ -79,7 +83,8 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     of: Side
-    kind: Literal["categorical", "numeric", "text"] = "categorical"
+    kind: Literal["categorical", "numeric", "text", "vector"] = "categorical"
+    size: Annotated[int, Meta(ge=0, le=8192)] = 0
     slots: Annotated[int, Meta(ge=1, le=32)] = 1
     separator: str = ","
     width: Annotated[int, Meta(ge=1, le=256)] | None = None
@@ -91,6 +96,13 @@ class Field(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.kind == "text" and self.slots == 1:
             force_setattr(self, "slots", 32 if self.bigrams else MOST_SLOTS)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the numbers that a model sees of this field."""
+        if self.kind == "vector":
+            return tuple(f"{self.name}.{k}" for k in range(min(self.size, VECTOR_NUMBERS)))
+        return (self.name,) if self.kind == "numeric" else ()
 
 
 class WindowKey(Struct, frozen=True, forbid_unknown_fields=True):
@@ -318,7 +330,7 @@ class Schema(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         windows = msgspec.to_builtins(self.windows)
         newer = ("half_lives", "means", "lengths")
         windows = {name: value for name, value in windows.items() if value or name not in newer}
-        plain = ("pool", "mean"), ("bigrams", False)
+        plain = ("pool", "mean"), ("bigrams", False), ("size", 0)
         fields = [msgspec.to_builtins(field) for field in self.fields]
         fields = [{n: v for n, v in field.items() if (n, v) not in plain} for field in fields]
         late = [
@@ -418,8 +430,8 @@ class Layout(Struct, frozen=True):
     @classmethod
     def of(cls, schema: Schema) -> Layout:
         ordered = [f for side in SIDES for f in schema.fields if f.of == side]
-        cats = tuple(f for f in ordered if f.kind != "numeric")
-        plain = tuple(f for f in ordered if f.kind == "numeric")
+        cats = tuple(f for f in ordered if not f.numbers)
+        plain = tuple(f if f.kind == "numeric" else Field(n, f.of, f.kind, f.size) for f in ordered for n in f.numbers)
         names: list[str] = []
         starts: list[int] = []
         for f in cats:
@@ -623,16 +635,26 @@ def _check(schema: Schema, source: str) -> None:
             fail(what, remedy)
     for what, remedy in outcome_problems(schema.outcome, numeric):
         fail(what, remedy)
-    _check_texts(schema, fail)
+    _check_contents(schema, fail)
     _check_last(schema, fail)
     _check_ages(schema, fail)
     _check_among(schema, fail)
     _check_filters(schema, fail)
 
 
-def _check_texts(schema: Schema, fail: Callable[[str, str], Any]) -> None:
+def _check_contents(schema: Schema, fail: Callable[[str, str], Any]) -> None:
     texts = [f.name for f in schema.fields if f.kind == "text"]
+    vectors = [f.name for f in schema.fields if f.kind == "vector"]
+    names = [name for f in schema.fields for name in {f.name, *f.numbers}]
     for field in schema.fields:
+        if (field.kind == "vector") != (field.size > 0):
+            fail(f"field '{field.name}' is a {field.kind} of size {field.size}", "a vector has a size, as size = 384")
+        if field.kind == "vector" and field.of == "context":
+            fail(f"field '{field.name}' is a vector of the context", "send it with the item or the user")
+        if field.kind == "vector" and (field.name in (*schema.ids, *DERIVED)):
+            fail(f"field '{field.name}' is a vector", "make it categorical: it is an id, or computed")
+        if double := [name for name in field.numbers if names.count(name) > 1]:
+            fail(f"'{double[0]}' is a field and a number of the vector '{field.name}'", "give one of them another name")
         if field.name in texts and field.name in (*schema.ids, *DERIVED):
             fail(f"field '{field.name}' is a text", "make it categorical: it is an id, or computed")
         if field.name not in texts and field.bigrams:
@@ -640,8 +662,8 @@ def _check_texts(schema: Schema, fail: Callable[[str, str], Any]) -> None:
         if field.name not in texts and field.slots > MOST_SLOTS:
             fail(f"field '{field.name}' has {field.slots} slots", f"name at most {MOST_SLOTS}; a text has up to 32")
     for key in schema.windows.keys:
-        for column in {*key.columns} & {*texts}:
-            fail(f"window key '{key.name}' names '{column}', a text", "count by a category instead")
+        for column in {*key.columns} & {*texts, *vectors}:
+            fail(f"window key '{key.name}' names '{column}', a text or vector", "count by a category instead")
 
 
 def _check_last(schema: Schema, fail: Callable[[str, str], Any]) -> None:

@@ -18,7 +18,7 @@ from millrace.basics.durations import DAY_MS, MINUTE_MS, minutes_of
 from millrace.basics.errors import LogError, SchemaError
 from millrace.contracts.logforms import FIRST_DAY, LogColumns, start_ms
 from millrace.contracts.schema import DERIVED, Schema
-from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms
+from millrace.logs.columnchecks import check_columns, check_single, labels, never, numbers, positions, time_ms, vectors
 from millrace.logs.faults import Faults
 from millrace.logs.frames import Frame
 from millrace.logs.later_events import LaterEvents
@@ -182,6 +182,8 @@ class Rows:
         for field in () if self._wanted.everything else self._schema.fields:
             if field.kind == "numeric" and field.name in columns and field.name not in broken:
                 out[field.name] = numbers(columns[field.name], field.name, path, faults)
+            elif field.kind == "vector" and field.name in columns and field.name not in broken:
+                out[field.name] = vectors(columns[field.name], field, path, faults)
         if broken:
             return None
         for name in () if self._wanted.everything else self._wanted.aging:

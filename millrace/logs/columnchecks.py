@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import LogError
 from millrace.contracts.events import LAST_MS, MAX_OFFSET
+from millrace.contracts.field_values import numbers_of
 from millrace.contracts.logforms import LogColumns
-from millrace.contracts.schema import Schema
+from millrace.contracts.schema import Field, Schema
 from millrace.logs.faults import Faults
 from millrace.logs.log_times import FIRST_MS, Clock, meant, to_ms
 from millrace.logs.values import as_numbers, flat, is_text, mask, missing, said
@@ -29,7 +30,7 @@ Columns = dict[str, pa.ChunkedArray]
 def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, faults: Faults) -> set[str]:
     """Marks rows that lack what each row needs, and returns the columns that cannot be read at all. Times, labels,
     positions and numbers are checked as they are read."""
-    multi = {f.name for f in schema.fields if f.slots > 1 and f.kind == "categorical"}
+    lists = {f.name for f in schema.fields if f.kind == "vector" or (f.slots > 1 and f.kind == "categorical")}
     roles = dict.fromkeys(columns, "field") | {
         f.name: f"{f.kind} field" for f in schema.fields if f.kind != "categorical"
     }
@@ -41,7 +42,7 @@ def check_columns(columns: Columns, schema: Schema, log: LogColumns, path: str, 
     broken: set[str] = set()
     for name, column in columns.items():
         try:
-            check_single(column, roles[name], name, path, lists=roles[name] == "field" and name in multi)
+            check_single(column, roles[name], name, path, lists="field" in roles[name] and name in lists)
         except LogError as error:
             faults.fault(name, error)
             broken.add(name)
@@ -220,6 +221,22 @@ def positions(column: pa.ChunkedArray, name: str, path: str, faults: Faults) -> 
         )  # fmt: skip
         number = pc.if_else(pa.array(bad), None, number)
     return pc.cast(number, pa.int32())
+
+
+def vectors(column: pa.ChunkedArray, field: Field, path: str, faults: Faults) -> pa.Array:
+    """The numbers that a model sees of a vector: lists of float32. Marks rows whose value is none."""
+    made = np.zeros((len(column), len(field.numbers)), np.float32)
+    bad, why = np.zeros(len(column), np.bool_), ""
+    for row, value in enumerate(column.to_numpy()):
+        try:
+            made[row] = numbers_of(field, value)
+        except ValueError as error:
+            bad[row], why = True, why or str(error)
+    if bad.any():
+        value = str(_first(column, bad))[:60]
+        problem = f"log '{path}': row {{row}} has the vector '{field.name}' {value}, which {why}"
+        faults.mark("vector", field.name, bad, value, problem, "drop such rows, or correct them")
+    return pa.FixedSizeListArray.from_arrays(made.ravel(), made.shape[1]).cast(pa.list_(pa.float32()))
 
 
 def never(column: pa.ChunkedArray, numbers: tuple[float, ...]) -> pa.ChunkedArray:

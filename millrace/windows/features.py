@@ -25,7 +25,7 @@ from millrace.basics.durations import DAY_MIN, DAY_MS, HOUR_MS
 from millrace.basics.errors import SchemaError
 from millrace.basics.hashing import U64, column_hash, combine, mix, value_hash
 from millrace.basics.number_kernels import BlockForm, fill_block, whole_steps
-from millrace.contracts.field_values import parts_of
+from millrace.contracts.field_values import numbers_of, parts_of
 from millrace.contracts.schema import DERIVED, EXPOSURE_AGE, ITEM_AGES, Field, Schema, Side
 from millrace.windows import among_kernels
 from millrace.windows.tile_memory import UNIT
@@ -117,9 +117,9 @@ class FeatureBuilder:
         return self._needed[side]
 
     def is_numeric(self, name: str) -> bool:
-        """Whether ``name`` is a numeric field, which belongs in ``plain`` and not in ``columns``."""
+        """Whether ``name`` is a numeric field or a vector, which belong in ``plain`` and not in ``columns``."""
         field = self._fields.get(name)
-        return field is not None and field.kind == "numeric"
+        return field is not None and bool(field.numbers)
 
     def cat(self, columns: Mapping[str, U64], n: int) -> NDArray[np.int64]:
         """``cat[i, c] = mix(field_salt, column[i])``: feature ids, 0 = missing. (n, F)"""
@@ -244,6 +244,15 @@ class FeatureBuilder:
         _whole(ages.ravel(), self.age_steps, out.reshape(-1))
         return out
 
+    def numbers(self, name: str, values: Any) -> dict[str, NDArray[Any]]:
+        """The plain numbers of a log's whole column, a pyarrow ``ChunkedArray`` of n rows, of a numeric field or a
+        vector. (n,) each"""
+        field = self._fields[name]
+        if field.kind == "numeric":
+            return {name: values.to_numpy()}
+        made = np.array([numbers_read(field, value) for value in values.to_numpy()], np.float32)
+        return dict(zip(field.numbers, made.reshape(-1, len(field.numbers)).T.copy(), strict=True))
+
     def column(self, name: str, values: Any) -> U64:
         """Value hashes of a whole column: (n,), or (n, slots) for a multi field, whose entries are as
         :func:`millrace.contracts.field_values.parts_of` takes them."""
@@ -273,8 +282,8 @@ class FeatureBuilder:
             if value is None:
                 continue
             field = self._fields.get(name)
-            if field is not None and field.kind == "numeric":
-                plain[name] = _number(value)
+            if field is not None and field.numbers:
+                plain |= zip(field.numbers, numbers_read(field, value).tolist(), strict=True)
             elif field is not None and field.slots > 1:
                 row = _slots(field, value)
                 columns[name] = np.array([row + [0] * (field.slots - len(row))], np.uint64)
@@ -301,6 +310,17 @@ def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
         fit = (exact >= 0) & (exact <= _MOST_STEPS)
     exact[~np.isfinite(exact)] = 0
     return np.clip(exact, 0, _MOST_STEPS).astype(np.uint32), int(len(fit) - np.count_nonzero(fit))
+
+
+def numbers_read(field: Field, value: Any) -> F32 | NDArray[np.float64]:
+    """The numbers of one attribute of a numeric field or a vector, one for each of ``field.numbers``; 0 where it has
+    none."""
+    if field.kind == "numeric":
+        return np.array([_number(value)])
+    try:
+        return numbers_of(field, value)
+    except ValueError:
+        return np.zeros(len(field.numbers), np.float32)
 
 
 def _number(value: Any) -> float:

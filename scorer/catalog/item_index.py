@@ -77,9 +77,9 @@ class ItemIndex:
         for name in self.form.names:
             slots = fields[name].slots if name in fields else 1
             self._rows[f"column/{name}"] = np.zeros(0 if slots == 1 else (0, slots), np.uint64)
-        for name in builder.needs("item"):
-            if builder.is_numeric(name) and name not in ITEM_AGES:
-                self._rows[f"plain/{name}"] = np.zeros(0, np.float32)
+        for field in schema.layout.plain_fields:
+            if field.of == "item" and field.name not in ITEM_AGES:
+                self._rows[f"plain/{field.name}"] = np.zeros(0, np.float32)
         for name in schema.filters:  # as wide as the most values that an item has
             self._rows[f"filter/{name}"] = np.zeros((0, 1), np.uint64)
         self._heat = Heat.none(0)

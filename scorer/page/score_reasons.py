@@ -60,7 +60,8 @@ def inputs_of(schema: Schema) -> tuple[Input, ...]:
         for f, start in zip(layout.cat_fields, layout.cat_starts, strict=True)
         if f.name not in late
     ]
-    numbers = [Input(f.name, (), (i,)) for i, f in enumerate(layout.plain_fields)]
+    names = [f.name if f.kind == "numeric" else f.name.rpartition(".")[0] for f in layout.plain_fields]
+    numbers = [Input(name, (), (i,)) for i, name in enumerate(names)]
     size = block_size(schema.windows)
     blocks = [
         Input(name, (), tuple(range(layout.window_start + k * size, layout.window_start + (k + 1) * size)))

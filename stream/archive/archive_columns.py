@@ -30,6 +30,7 @@ from millrace.basics.hashing import value_text
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.field_values import parts_of
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
+from millrace.windows.features import numbers_read
 
 TIMES = tuple(f"{action}_ms" for action in ACTIONS[1:])
 """Columns with the time of each action; null: it did not happen."""
@@ -182,6 +183,8 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _type(field: Field) -> pa.DataType:
+    if field.kind == "vector":
+        return pa.list_(pa.float32())
     if field.kind == "numeric":
         return pa.float64()
     return pa.list_(pa.string()) if field.slots > 1 and field.kind != "text" else pa.string()
@@ -196,6 +199,8 @@ def _value(field: Field, value: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             return None
         return number if math.isfinite(number) else None
+    if field.kind == "vector":
+        return numbers_read(field, value)
     if field.slots == 1 or field.kind == "text":
         return None if isinstance(value, list) else text(value)
     return [said for said in map(text, parts_of(field, value)) if said is not None]

@@ -38,8 +38,9 @@ _BREAKS = {" ": r"\S+", ",": r"[^,]+", "|": r"[^|]+", ";": r"[^;]+"}
 class Feature:
     """One ``[[fields]]`` entry without its owner."""
 
-    kind: Literal["categorical", "numeric", "text"] = "categorical"
+    kind: Literal["categorical", "numeric", "text", "vector"] = "categorical"
     slots: int = 1
+    size: int = 0
     separator: str = ","
     transform: Transform = "raw"
     why: str = ""
@@ -121,9 +122,12 @@ def _text(column: Column) -> Feature | str:
 def _listed(column: Column) -> Feature | str:
     if pa.types.is_nested(column.kind.value_type):
         return "lists of lists or records"
-    if pa.types.is_floating(column.kind.value_type):
-        return "lists of numbers with a fraction: an embedding, no categories"
     rows = [v or () for v in column.data.slice(0, 20_000).to_pylist()]
+    if pa.types.is_floating(column.kind.value_type):
+        sizes = {len(v) for v in rows if v}
+        if len(sizes) != 1:
+            return f"lists of numbers with a fraction, of {len(sizes)} lengths: no vector, and no categories"
+        return Feature("vector", size=sizes.pop(), why="lists of numbers with a fraction, all of one length")
     if not any(rows):
         return "its lists are empty in the sample"
     words = {word for parts in rows for word in parts}

@@ -456,6 +456,10 @@ def _field(found: SchemaFindings, column: Column, of: Of, table: str | None, cou
     feature = feature_of(column)
     if not isinstance(feature, str) and feature.kind == "text" and of == "user":
         feature = "free text of a person: no feature, since it may name one"
+    if not isinstance(feature, str) and feature.kind == "vector" and of == "context":
+        feature = (
+            "a vector that differs from row to row of one item: no feature, since a page's items share its context"
+        )
     if isinstance(feature, str):
         found.unused[column.name] = feature
     else:

@@ -338,6 +338,8 @@ def _rest(found: FoundField) -> list[str]:
     feature, lines = found.feature, []
     if feature.kind != "categorical":
         lines.append(f"kind = {_quoted(feature.kind)}")
+    if feature.size:
+        lines.append(f"size = {feature.size}")
     if feature.transform != "raw":
         lines.append(f"transform = {_quoted(feature.transform)}  # its values span sizes")
     if feature.slots > 1:

@@ -79,7 +79,7 @@ class LogRows:
             if name not in table.column_names:
                 continue
             if builder.is_numeric(name):
-                self._plain[name] = table[name].to_numpy()
+                self._plain |= builder.numbers(name, table[name])
             else:
                 codes, values = _distinct(table[name])
                 self._coded[name] = codes, hashes.of(name, values)

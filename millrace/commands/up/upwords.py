@@ -32,7 +32,7 @@ def welcome(found: Mapping[str, Any], data: str, scrape: str, prefix: str = "") 
 def first_item(schema: Schema, intake: str, token: bool) -> str:
     attributes: dict[str, object] = {}
     for field in schema.fields:
-        if field.of == "item" and field.name != schema.ids[1] and field.name not in DERIVED:
+        if field.of == "item" and field.name not in {*DERIVED, schema.ids[1]} and field.kind != "vector":
             attributes[field.name] = 1.0 if field.kind == "numeric" else "a"
     body = json.dumps({"item_id": "1", "attributes": attributes})
     return f"curl -s {_bearer(token)}{intake}/items -d '{body}'"

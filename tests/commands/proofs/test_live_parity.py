@@ -36,8 +36,11 @@ from tests.scenes.parity_shop import FIELDS, LAST, Shop
 from tests.scenes.schemas import table
 from tests.scenes.stream_world import HOUR, MINUTE, POLICY, T0, event
 
-SCHEMA = parse_schema(FIELDS + LAST + table("[[fields]]", name="title", of="item", kind="text", bigrams=True))
-TITLES = ["Tariff talks stall, again", "", "हिन्दी 2026", "日本の旅 & café", 7.0]
+CONTENT = table("[[fields]]", name="title", of="item", kind="text", bigrams=True)
+CONTENT += table("[[fields]]", name="meaning", of="item", kind="vector", size=40)
+SCHEMA = parse_schema(FIELDS + LAST + CONTENT)
+MEANINGS: list[Any] = [[k % 7 - n * 0.37 for k in range(40)] for n in range(4)] + [""]
+TITLES: list[Any] = ["Tariff talks stall, again", "", "हिन्दी 2026", "日本の旅 & café", 7.0]
 COMPARED = parse_schema(
     FIELDS
     + '[[among]]\nnumber = "item_id.click_rate.7d"\n[[among]]\nnumber = "price"\n'
@@ -67,7 +70,7 @@ class Loop:
 
     def run(self, n: int = 160, seed: int = 1, features: bool = True) -> Path:
         rng = np.random.default_rng(seed)
-        items = [Item(f"i{i}", {"price": 3.0 * i, "title": TITLES[i]}, T0) for i in range(5)]
+        items = [Item(f"i{i}", {"price": 3.0 * i, "title": TITLES[i], "meaning": MEANINGS[i]}, T0) for i in range(5)]
         shop, archive = Shop(items, self.schema), Archive(self.schema, WAITS, 100_000 * HOUR, 1, features)
         offsets: Counter[str] = Counter()
 
