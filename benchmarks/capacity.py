@@ -72,10 +72,9 @@ class Look(NamedTuple):
     redis_bytes: int
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures of one run. Raises ServiceError where the loop or the shoppers did not come up, BenchError where
     there were no pages."""
-    size = size or Size()
     with TemporaryDirectory(prefix="millrace-capacity-") as folder:
         data, clock = Path(folder) / "data", EventClock(wall_ms(), OPENS_MS, SPEED).encode()
         shop_toml = resources.files("millrace.contracts").joinpath("shop.toml")

@@ -55,9 +55,8 @@ class Size(NamedTuple):
 SHORT = Size(200.0, 1.0)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures, as in the module's text. Raises ServiceError where the broker or the intake did not start."""
-    size = size or Size()
     cores = sorted(os.sched_getaffinity(0))
     own, others = cores[0], set(cores[1:]) or set(cores)
     figures: list[Figure] = []

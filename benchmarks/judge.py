@@ -54,9 +54,8 @@ class Size(NamedTuple):
 SHORT = Size(3, 400, 20, 100, 10)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """The figures, as in the module's text."""
-    size = size or Size()
     yield from draw_costs(size.draws)
     calls, tables = judge_calls(size.tests, size.users, size.arms, size.drawn), asos()
     if not tables:

@@ -163,9 +163,8 @@ def scaling(few: int, many: int, turns: int) -> Figure:
     return figure("row_scaling", large, "us/sample", f"{few:,} table rows", large / small)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """The figures, as in the module's text."""
-    size = size or Size()
     with threads(1):
         yield from race(Data(size.rows, 0), Data(20_000, 1), size.turns, say)
         yield scaling(size.few, size.many, size.turns)

@@ -279,9 +279,8 @@ class Size(NamedTuple):
 SHORT = Size(20, 2, 1)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """The figures, as in the module's text."""
-    size = size or Size()
     with TemporaryDirectory(prefix="millrace-peers-", dir=out) as folder:
         log, schema = _log(Path(folder), size, say)
         for inputs, plan in {"fields": schema.edit(windows={"keys": []}), "windows": schema}.items():

@@ -66,9 +66,8 @@ class Found(NamedTuple):
     best: F64  # (n, 2) share of the oracle's best, likewise
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures, as in the module's text."""
-    size = size or Size()
     with threads(1):
         shop, pupil, held_out, known = build(size, say)
         found = measure(shop, pupil, size, held_out, known, say)

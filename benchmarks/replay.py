@@ -58,9 +58,8 @@ class Turn(NamedTuple):
     peak_bytes: float
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """The figures, as in the module's text."""
-    size = size or Size()
     with TemporaryDirectory(prefix="millrace-replay-", dir=out) as made:
         folder = Path(made)
         (day,) = write_days(folder, 1, seed=1, users=size.users)

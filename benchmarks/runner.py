@@ -32,7 +32,7 @@ BENCHMARKS = (
     "stream",
     "up",
 )
-"""Modules of this folder. Each has a ``run`` from a folder, ``say`` and a size to figures, and a size ``SHORT``."""
+"""Modules of this folder. Each has a ``run`` from a folder, ``say`` and a ``Size`` to figures, and a size ``SHORT``."""
 
 
 def bench(name: str, out: Path, short: bool = False, say: Say = print) -> list[Figure]:
@@ -49,7 +49,7 @@ def bench(name: str, out: Path, short: bool = False, say: Say = print) -> list[F
     (out / "run.json").unlink(missing_ok=True)
     started = time.time()
     figures: list[Figure] = []
-    for found in module.run(out, say, *([module.SHORT] if short else [])):
+    for found in module.run(out, say, module.SHORT if short else module.Size()):
         figures.append(found)
         _write(out / "report.json", figures)
     run = {"benchmark": name, "short": short, "seconds": round(time.time() - started, 1), **surroundings()}

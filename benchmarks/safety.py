@@ -43,17 +43,16 @@ _NO_GATE = "no gate"
 class Size(NamedTuple):
     """How much is run."""
 
-    plan: Plan
+    plan: Plan = Plan(seeds=1, rates=(1,), worlds=1, days=10, rows=60_000)
     users: int = 4000  # of the day on which the cost is measured
     warm_turns: int = 8
     turns: int = 9
 
 
-SIZE = Size(Plan(seeds=1, rates=(1,), worlds=1, days=10, rows=60_000))
 SHORT = Size(Plan(rates=(1,), short=True), users=400, warm_turns=1, turns=1)
 
 
-def run(out: Path, say: Say, size: Size = SIZE) -> list[Figure]:
+def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures, as in the module's text."""
     plan = size.plan
     report = make_report(run_calls([*plan.calls()], lambda row: say(str(row)), workers=2, progress=False))

@@ -60,10 +60,9 @@ class Size(NamedTuple):
 SHORT = Size(20_000, 700, 30, 10.0, 2.0, 1, 0.5, 1, 0.5, 10.0, 1, 5, 1.0)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """The figures, as in the module's text. Raises ServiceError where the scorer, the broker or Redis did not start, or
     a scorer does not follow the model."""
-    size = size or Size()
     with made_loop(out, size.items, size.users, size.rows, DELTA_ROWS_A_SECOND, say) as made:
         with (
             PageLogCheck(made.settings) as log,

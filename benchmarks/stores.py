@@ -76,9 +76,8 @@ class Size(NamedTuple):
 SHORT = Size(20_000, 50, 30, 1, 1.0, 40_000, 1, 10, 100)
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """All figures, each part's when it is done."""
-    size = size or Size()
     yield figure("snapshot_holds_up_ms", bench_tables.snapshot_holds_up(size.rows, size.snapshot_s), "ms")
     for name, value in bench_tables.memory(size.rows).items():
         yield figure(name, value, "s" if name.endswith("seconds") else "bytes/byte")

@@ -226,9 +226,8 @@ def _held(of: RunningRole, partitions: int) -> int:
     return sum(found.gauge("millrace_pending_exposures", partition=str(p)) is not None for p in range(partitions))
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> Iterator[Figure]:
+def run(out: Path, say: Say, size: Size) -> Iterator[Figure]:
     """All figures of the core, then that of a worker on Kafka; each part's when it is done."""
-    size = size or Size()
     for part in (core, bytes_per_key):
         yield from part(say, size)
     yield from worker(say, size.worker_pages, size.rounds)

@@ -64,10 +64,9 @@ class Probe(NamedTuple):
     catalogue: Followed  # the same items, and the catalogue's first ones, in the catalogue's order
 
 
-def run(out: Path, say: Say, size: Size | None = None) -> list[Figure]:
+def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures of one run. Raises BenchError where the client, a distribution of its own, is not installed, or no
     page of the model came in time."""
-    size = size or Size()
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
         with _begun(Path(folder) / "small") as small:
             at_rest = asyncio.run(_small_shop(small, size, SEED, say))

@@ -143,12 +143,12 @@ def experiment(
                 caption = "AUC on the test days: mean and 95% interval over seeds."
                 made = {"grouped_auc_compares": data.compares, "models": rows}
                 head = {"verdict": of_models(rows, about["baseline_auc"])}
-                return head | about | made, [interval_plot("auc", caption, rows, "auc")]
+                return head | about | made, [interval_plot(caption, rows)]
             rows, days = _way_rows(results, chosen, inputs, data, test)
             caption = "AUC of each test day by way, mean and 95% interval over seeds (crosses: the oracle); "
             caption += "below, the same less frozen, where ways that are far worse leave the picture."
             over = "AUC over the test days: mean and 95% interval over seeds."
-            plots = [days_plot("auc_by_day", caption, days), interval_plot("auc", over, rows, "auc")]
+            plots = [days_plot(caption, days), interval_plot(over, rows)]
             head = {"verdict": of_rounds(rows, about["baseline_auc"])}
             return head | about | {"ways": rows, "by_day": days}, plots
 

@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from benchmarks.tools.taken import cpu_seconds, own_cpu_seconds
+from benchmarks.tools.taken import below, own_cpu_seconds
 from millrace.basics.errors import ServiceError
 from millrace.commands.loop.monitor import RoleMetrics, fetch
 from millrace.contracts.settings import Settings
@@ -127,5 +127,5 @@ class RunningRole:
 
     def cpu_s(self) -> tuple[float, float]:
         """Seconds of CPU that its processes have used, and ended children of theirs; and those below the first."""
-        whole = cpu_seconds(self.pid)
+        whole = sum(map(own_cpu_seconds, below(self.pid)))
         return whole, whole - own_cpu_seconds(psutil.Process(self.pid))

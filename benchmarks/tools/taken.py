@@ -49,11 +49,6 @@ def below(root: int) -> list[psutil.Process]:
         return []
 
 
-def cpu_seconds(root: int) -> float:
-    """Processor time that ``root`` and all below it have used."""
-    return sum(map(own_cpu_seconds, below(root)))
-
-
 def own_cpu_seconds(process: psutil.Process) -> float:
     """Its own time, and that of children that have ended and were waited for; 0: it is gone."""
     with suppress(psutil.Error):

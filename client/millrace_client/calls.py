@@ -216,12 +216,6 @@ def retry_after_s(answer: Answer) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def no_answer(call: Call, error: Exception) -> Unavailable:
-    """The error of a request without an answer."""
-    said = str(error) or type(error).__name__
-    return Unavailable(f"{call.method} {call.url} was not answered: {said}", "see whether it runs there")
-
-
 def _read(call: Call, answer: Answer, kind: type[T], **known: Any) -> T:
     """Decodes an answer, with ``known`` values that it does not contain."""
     try:

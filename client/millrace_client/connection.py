@@ -32,7 +32,6 @@ from millrace_client.calls import (
     failure_of,
     limits,
     line_of,
-    no_answer,
     parts,
     read_answer,
     read_receipt,
@@ -113,7 +112,10 @@ class Requests:
                 call.method, call.url, content=call.body, headers=call.headers, timeout=left_s
             )
         except httpx.HTTPError as error:
-            raise no_answer(call, error) from error
+            said = str(error) or type(error).__name__
+            raise Unavailable(
+                f"{call.method} {call.url} was not answered: {said}", "see whether it runs there"
+            ) from error
         return Answer(answer.status_code, answer.content, {k.lower(): v for k, v in answer.headers.items()})
 
 

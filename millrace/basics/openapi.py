@@ -99,10 +99,9 @@ def description(
         if route.open:
             call["security"] = []
         if route.asks is not None:
-            call["requestBody"] = {
-                "required": True,
-                "content": bodies(_any_of([ref[kind] for kind in _each(route.asks)])),
-            }
+            asked = [ref[kind] for kind in _each(route.asks)]
+            content = bodies(asked[0] if len(asked) == 1 else {"anyOf": asked})
+            call["requestBody"] = {"required": True, "content": content}
         parameters = [
             {"name": name, "in": "path", "required": True, "schema": schema}
             for name, schema in (names or {}).items()
@@ -118,10 +117,6 @@ def description(
         "security": [{}, {"bearer": []}],  # none where no token is set
         "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
-
-
-def _any_of(schemas: Sequence[Schema]) -> Schema:
-    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
 def _each(asks: Any) -> Sequence[Any]:

@@ -80,19 +80,14 @@ def decode(entry: RequestKind, head: Request, frame: memoryview) -> Any:
         if entry.request.flexible_version_q(head.version):
             if _ENDLESS.search(frame):  # no field looks so, and a number of any length would take minutes to read
                 raise Malformed("a number without an end")
-            at = _after_tags(frame, at)
+            if frame[at] != 0:  # no client sends any
+                raise Malformed("tagged fields in a request's head")
+            at += 1
         return entry.request.decode(frame[at:], version=head.version)
     except Malformed:
         raise
     except Exception as error:  # any error of the decoder on bytes from outside
         raise Malformed(f"{entry.request.name}: {type(error).__name__}") from None
-
-
-def _after_tags(frame: memoryview, at: int) -> int:
-    """The end of a flexible head's tagged fields. No client sends any."""
-    if frame[at] != 0:
-        raise Malformed("tagged fields in a request's head")
-    return at + 1
 
 
 def encode(answer: Any, version: int, correlation: int) -> bytes:

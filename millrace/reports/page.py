@@ -63,7 +63,6 @@ def write_all(
     run: Mapping[str, Any],
     plots: Sequence[Plot],
     title: str,
-    verdict: str | None = None,
     page: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes report.json, run.json, report.html and each plot's PNG to the folder ``out``.
@@ -73,7 +72,6 @@ def write_all(
             ``days`` is its last row; ``x_ci`` beside ``x`` is half of its interval), a dictionary one of a single row.
             Plain values form the line under the title.
         run: values that differ from run to run; machine, libraries and the report's hash are added.
-        verdict: the result in a plain sentence or a few (default: the report's own ``verdict``).
         page: the part of the report for its page (default: all but ``curves``, which are for the plots alone).
     """
     text = json.dumps(report, indent=1) + "\n"
@@ -83,7 +81,7 @@ def write_all(
     pictures = [(plot, png_of(plot)) for plot in plots]
     for plot, png in pictures:
         (out / f"{plot.name}.png").write_bytes(png)
-    body = body_of(report if page is None else page, title, pictures, verdict)
+    body = body_of(report if page is None else page, title, pictures)
     document = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
@@ -92,15 +90,12 @@ def write_all(
     (out / "report.html").write_text(document, encoding="utf-8")
 
 
-def body_of(
-    report: Mapping[str, Any], title: str, pictures: Sequence[tuple[Plot, bytes]], verdict: str | None = None
-) -> str:
+def body_of(report: Mapping[str, Any], title: str, pictures: Sequence[tuple[Plot, bytes]]) -> str:
     """What a page shows of a report, as HTML: verdict, tables, words, plots and their PNG. See :func:`write_all`."""
     shown = {k: v for k, v in report.items() if k != "curves"}
-    said = str(shown.get("verdict") or "") if verdict is None else verdict
     parts = [f"<h1>{html.escape(title)}</h1>"]
-    if said:
-        parts.append(f'<p class="verdict">{html.escape(said)}</p>')
+    if shown.get("verdict"):
+        parts.append(f'<p class="verdict">{html.escape(str(shown["verdict"]))}</p>')
     parts.append(f'<p class="lead">{html.escape(_lead(shown))}</p>')
     keys: list[str] = []
     for name, value in shown.items():

@@ -65,18 +65,17 @@ def calibration_plot(p: NDArray[np.float32], y: NDArray[Any]) -> Plot:
     return Plot("calibration", caption, figure)
 
 
-def interval_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]], measure: str) -> Plot:
-    """Means and 95% intervals of ``measure``, one line a row; rows of the same ``inputs`` share a colour."""
+def interval_plot(caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """Means and 95% intervals of the AUC, one line a row; rows of the same ``inputs`` share a colour."""
     figure, axes = lines_canvas([f"{r.get('way') or r['model']} ({r['inputs']})" for r in rows])
     colours = dict(zip(dict.fromkeys(r["inputs"] for r in rows), (MAIN, SECOND, _INK), strict=False))
     for i, row in enumerate(rows):
-        half = row[f"{measure}_ci"]
-        axes.errorbar(row[measure], i, xerr=half, fmt="o", ms=4, color=colours[row["inputs"]], capsize=2)
-    axes.set_xlabel(name_of(measure))
-    return Plot(name, caption, figure)
+        axes.errorbar(row["auc"], i, xerr=row["auc_ci"], fmt="o", ms=4, color=colours[row["inputs"]], capsize=2)
+    axes.set_xlabel(name_of("auc"))
+    return Plot("auc", caption, figure)
 
 
-def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+def days_plot(caption: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
     """AUC by day, and below it the AUC less that of "frozen": a line with 95% intervals for each way, a column of
     panels for each model and kind of input.
 
@@ -105,7 +104,7 @@ def days_plot(name: str, caption: str, rows: Sequence[Mapping[str, Any]]) -> Plo
     panels[0, 0].set_ylabel("AUC")
     panels[1, 0].set_ylabel("AUC over frozen")
     legend_below(figure, panels)
-    return Plot(name, caption, figure)
+    return Plot("auc_by_day", caption, figure)
 
 
 # -- the house style ---------------------------------------------------------------------------------------------

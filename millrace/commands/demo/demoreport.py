@@ -172,10 +172,6 @@ def _twin(rows: LabelledExposures, pages: LoggedPages, settings: Settings) -> ND
     return scores
 
 
-def _order(name: str, arm: dict[str, Any]) -> str:
-    return f"{name} AUC {arm['page_auc']:.4f}, nDCG@10 {arm['ndcg']:.4f}"
-
-
 def _history(settings: Settings) -> list[dict[str, Any]]:
     """The learner's record of its figures over time. An AUC is None while it had judged one class only."""
     try:
@@ -226,7 +222,11 @@ def summary(report: Report) -> list[str]:
     verdict = "every exposure is accounted for" if report["conserved"] else "NOT EVERY EXPOSURE IS ACCOUNTED FOR"
     if report["forgotten"]:
         verdict = f"not checked, since the broker's retention has deleted {report['forgotten']}"
-    order = [_order(name, arm) for name, arm in report["arms"].items() if arm["page_auc"] is not None]
+    order = [
+        f"{name} AUC {arm['page_auc']:.4f}, nDCG@10 {arm['ndcg']:.4f}"
+        for name, arm in report["arms"].items()
+        if arm["page_auc"] is not None
+    ]
     twin = (
         "" if report["twin_auc"] is None else f", of a twin that had every label at once {number(report['twin_auc'])}"
     )

@@ -80,19 +80,17 @@ def gains_plot(name: str, what: str, rows: Sequence[Mapping[str, Any]], where: s
     return Plot(name, f"{caption}. With 95% intervals over users.", figure)
 
 
-def arms_plot(rows: Sequence[Mapping[str, Any]], where: str) -> Plot:
-    """AUC of each model by day. ``rows``: model, auc, auc_ci and ``where``."""
+def arms_plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """AUC of each model by day. ``rows``: model, auc, auc_ci and day."""
     figure, axes = canvas()
-    values, models = distinct(rows, where), distinct(rows, "model")
+    values, models = distinct(rows, "day"), distinct(rows, "model")
     for i, (model,) in enumerate(models):
         own = [r for r in rows if r["model"] == model]
         aside = 0.05 * (i - (len(models) - 1) / 2)
-        at = [values.index((r[where],)) + aside for r in own]
+        at = [values.index((r["day"],)) + aside for r in own]
         line(axes, i, at, [r["auc"] for r in own], model, [r["auc_ci"] or 0.0 for r in own])
     axes.set_xticks(range(len(values)), [value for (value,) in values])
     axes.set_xlim(-0.4, len(values) - 0.6)
     axes.set_ylabel("AUC")
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    return Plot(
-        f"auc_by_{where}", f"AUC by {where}, with 95% intervals over users. Days also differ by themselves.", figure
-    )
+    return Plot("auc_by_day", "AUC by day, with 95% intervals over users. Days also differ by themselves.", figure)

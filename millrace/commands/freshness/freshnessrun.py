@@ -32,8 +32,7 @@ from learner.evaluation.progressive import baseline_column
 from learner.ranker.interfaces import Learning
 from learner.role.model_factory import model_of
 from millrace.basics.errors import LogError, SettingError
-from millrace.commands.freshness.freshnessreport import Setup, report_of
-from millrace.commands.freshness.freshnessslices import day_slices, hour_slices, value_slices
+from millrace.commands.freshness.freshnessreport import Setup, day_slices, hour_slices, report_of, value_slices
 from millrace.commands.freshness.freshnesswords import BASELINE, DAY_OLD, LIVE, RETRAINED, named
 from millrace.commands.freshness.measure import Measured, MeasuredScores, ScoredRows
 from millrace.commands.offline import rounds
@@ -248,15 +247,10 @@ def _models(
     for kind in (LIVE, DAY_OLD):
         own = [job for job in jobs if job.features == kind]
         for sync in dict.fromkeys(s for job in own for s in job.syncs):
-            files = [(job.out / f"{sync}.npy", job.out / f"{sync}.start.npy") for job in own if sync in job.syncs]
-            p = [np.load(file) for file, _ in files]
-            within = [np.load(start) if start.exists() else np.load(file) for file, start in files]
-            out[named(kind, sync)] = MeasuredScores(p, within)
+            out[named(kind, sync)] = _scores([job.out / f"{sync}.npy" for job in own if sync in job.syncs])
     again = [job.out / "retrained.npy" for job in jobs if job.retrain]
     if again:
-        starts = [file.with_name("retrained.start.npy") for file in again]
-        p = [np.load(file) for file in again]
-        out[RETRAINED] = MeasuredScores(p, [np.load(s) if s.exists() else q for s, q in zip(starts, p, strict=True)])
+        out[RETRAINED] = _scores(again)
     column = baseline_column(data.schema)
     if column is not None:
         rate = np.ascontiguousarray(data.num[rows, column])
@@ -264,6 +258,12 @@ def _models(
         seeds = len({job.seed for job in jobs})
         out[BASELINE] = MeasuredScores([rate] * seeds, [fixed] * seeds)
     return out
+
+
+def _scores(files: Sequence[Path]) -> MeasuredScores:
+    """Of a model, by seed; those that may be compared within a group lie beside them, where they are others."""
+    p, starts = [np.load(file) for file in files], [file.with_suffix(".start.npy") for file in files]
+    return MeasuredScores(p, [np.load(s) if s.exists() else own for s, own in zip(starts, p, strict=True)])
 
 
 # -- in a worker ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millrace.contracts.events import LOGGED
-from millrace.evidence.sequences import ERROR, Estimate, band, difference, error_each, gap, half_width, ratio
+from millrace.evidence.sequences import ERROR, Estimate, band, difference, error_each, half_width, ratio
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -191,13 +191,8 @@ def decided_ms(rows: Sequence[Mapping[str, Any]], arm: str) -> int | None:
     return since
 
 
-def users_wanted(one: Estimate, other: Estimate, error: float) -> int | None:
-    """Users of both arms that it would take until a difference as large as today's is decided. None: nobody knows."""
-    return units_wanted(gap(one, other), error)
-
-
 def units_wanted(found: Estimate, error: float = ERROR) -> int | None:
-    """The same of a difference that is an estimate of its own."""
+    """Users of both arms that it would take until a difference as large as today's is decided. None: nobody knows."""
     if not (found.said and found.value):
         return None
     low, high = 1, 1 << 40

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from millrace.basics.durations import span_name
 from millrace.basics.errors import LogError, SettingError
 from millrace.commands.judge.archive_reader import ArchiveReader, Outcome, page_numbers
-from millrace.commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, users_wanted
+from millrace.commands.judge.arms import ArmUsers, Exposures, decided_ms, estimate, looks, units_wanted
 from millrace.contracts.events import CONTROL, MODEL
-from millrace.evidence.sequences import LEAST, Estimate, error_each
+from millrace.evidence.sequences import LEAST, Estimate, error_each, gap
 from millrace.logs.values import hashes
 from millrace.reports import MAIN, Plot, canvas, make_folder, say, show
 from millrace.reports.progress import Took
@@ -152,7 +152,7 @@ def verdict_of(found: Mapping[str, Estimate], seen: Sequence[Mapping[str, Any]],
                 f"{other.effective:,.0f} with equal outcomes."
             )
         else:
-            wanted = users_wanted(one, other, error_each(len(found)))
+            wanted = units_wanted(gap(one, other), error_each(len(found)))
             later = f" A difference like today's would be decided with some {wanted:,} users." if wanted else ""
             sentences.append(
                 f"{worded(name)} and {worded(baseline).lower()}: not decided with {there:,} users "

@@ -165,7 +165,6 @@ def run_sync_plan(
     *,
     frozen: NDArray[np.float32] | None = None,
     clock: Callable[[], float] = lambda: 0.0,
-    tick: Callable[[int], None] = lambda rows: None,
 ) -> SyncScores:
     """The scores of all models of a plan, by a trained ``model`` that learns the plan's rows.
 
@@ -199,7 +198,6 @@ def run_sync_plan(
         began = clock()
         model.learn(data.batch(slice(start, stop), num))
         learning += clock() - began
-        tick(stop - rows.start)
     return SyncScores(out, at_start, learning, alone, shared)
 
 

@@ -71,8 +71,10 @@ def examine(overrides: Mapping[str, Any]) -> list[Finding]:
     found += _settings(settings)
     settings = folders.on_folder(settings)
     schema = _schema(settings, data, found)
-    fine = schema is not None and status(found) == 0
-    tried = _ask_model(settings) if fine and _names_a_model(settings) else None
+    tried = None
+    if schema is not None and status(found) == 0 and (settings.model, settings.model_spec) != (Settings().model, {}):
+        # The default needs no trial, and its imports take seconds.
+        tried = probes.within(lambda: probes.model(settings), probes.TRIAL_SECONDS + probes.PATIENCE_SECONDS)
     found += findings.judge_folder(str(data), *probes.folder(data), 0.0 if settings.kafka else settings.broker_gib)
     if settings.store and "://" not in settings.store:
         found += findings.judge_folder(settings.store, *probes.folder(Path(settings.store)))
@@ -141,15 +143,6 @@ def _schema(settings: Settings, data: Path, found: list[Finding]) -> Schema | No
         found.append(note("schema", "none is named; the simulated shop's is looked at", remedy))
     found += findings.judge_schema(schema, folders.kept_schema(data))
     return schema
-
-
-def _names_a_model(settings: Settings) -> bool:
-    """Whether a model needs a trial: the default does not, and its imports take seconds."""
-    return (settings.model, settings.model_spec) != (Settings().model, {})
-
-
-def _ask_model(settings: Settings) -> Callable[[], probes.ProbeResult[dict[str, str]]]:
-    return probes.within(lambda: probes.model(settings), probes.TRIAL_SECONDS + probes.PATIENCE_SECONDS)
 
 
 def _model(settings: Settings, answer: probes.ProbeResult[dict[str, str]]) -> Finding:
