@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import structlog
 from kafka import KafkaConsumer
 
@@ -112,7 +113,7 @@ class SampleReader:
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self._former = FormerSamples(schema, book, Viewpoint.of(settings))
         self._kinds = Kinds()  # of messages that could not be used
-        self._heard: dict[int, float] = {}  # when a partition's newest message came (monotonic seconds)
+        self._heard: dict[int, float] = {}  # when samples of a partition of the stream came last (monotonic seconds)
         self._reader: KafkaConsumer
 
     def resume(self, note: Announcement) -> None:
@@ -129,7 +130,7 @@ class SampleReader:
             self.offsets, self.offsets_hold = {}, False
         self.logs = {SAMPLES: now} if now else {}
         self._reader = make_reader(self._settings, SAMPLES, self.offsets)
-        self._heard = {tp.partition: time.monotonic() for tp in self._reader.assignment()}
+        self._heard = dict.fromkeys(range(self._settings.partitions), time.monotonic())
         self._time.expect(self._heard)
 
     def close(self) -> None:
@@ -160,7 +161,6 @@ class SampleReader:
         polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=patience_ms)
         for at, records in polled.items():
             partition = at.partition
-            self._heard[partition] = time.monotonic()
             expected = self.offsets.get(partition)
             if expected is None:
                 self.began[partition] = records[0].offset
@@ -180,13 +180,17 @@ class SampleReader:
                     self._kinds.note("bad-samples", f"partition {partition}, offset {record.offset}: {error}")
                     self.bad(record, error)
                 else:
+                    self._heard |= dict.fromkeys(np.unique(batch.partition).tolist(), time.monotonic())
                     yield SampleMessage(batch, partition, record.offset, record.timestamp or 0)
                 self.offsets[partition] = record.offset + 1
         for told in self._kinds.due(time.monotonic()):
             log.error("messages of samples passed over", count=told.times, example=told.example)
 
     def lags(self) -> Mapping[int, int]:
-        """Unread messages by partition. After ``idle_seconds`` without any, a partition that was read up is silent."""
-        lags, quiet = lag_of(self._reader), time.monotonic() - self._settings.idle_seconds
-        self._time.silent(p for p, lag in lags.items() if not lag and self._heard.get(p, quiet) <= quiet)
+        """Unread messages by partition. A partition of the stream is silent after ``idle_seconds`` without samples;
+        where some are unread, up to the newest that came."""
+        lags = lag_of(self._reader)
+        until = max(self._heard.values()) if any(lags.values()) else time.monotonic()
+        quiet = until - self._settings.idle_seconds
+        self._time.silent(partition for partition, heard in self._heard.items() if heard <= quiet)
         return lags

@@ -126,7 +126,7 @@ class Trainer:
         places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
         over = np.zeros(len(new), np.bool_) if self.beyond is None else self.beyond(new)
         if self.served is not None:
-            self.served.take(new, partition, over)
+            self.served.take(new, over)
         if over.any():
             self.counts["over_limit"] += int(np.count_nonzero(over))
             new, places = new.take(~over), places[~over]

@@ -1,9 +1,9 @@
 # core
 """The topics, in one place.
 
-``events``, ``page_logs``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
-so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by
-itself may give them unequal counts, and then joins are not co-partitioned.
+``events``, ``page_logs`` and ``users`` have the same number of partitions and the same partitioner, so that one worker
+owns a user whole. They are created before any role consumes: a broker that creates topics by itself may give them
+unequal counts, and then joins are not co-partitioned. ``samples`` has one partition: what is learnt has one order.
 
 Events, pages and samples are kept for :data:`KEPT_DAYS`, for readers that come later (repair, bisection, a shadow, a
 learner that was away). The embedded broker keeps less where its topics would exceed the setting ``broker_gib``.
@@ -47,7 +47,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(EVENTS, 0, _KEPT),
     Topic(PAGE_LOGS, 0, _KEPT),
     Topic(USERS, 0, (("cleanup.policy", "compact"),)),
-    Topic(SAMPLES, 0, _KEPT),
+    Topic(SAMPLES, 1, _KEPT),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
