@@ -141,7 +141,7 @@ def _refuse_topic(settings: Settings, topic: str) -> None:
             f"topic '{name}' at '{settings.kafka}' holds {held:,} messages, which would be counted once more",
             "name an empty broker, or a MILLRACE_PREFIX of its own",
         )
-    if len(assigned) != settings.partitions:
+    if topic == EVENTS and len(assigned) != settings.partitions:
         raise SettingError(
             f"topic '{name}' at '{settings.kafka}' has {len(assigned)} partitions, the settings say"
             f" {settings.partitions}",

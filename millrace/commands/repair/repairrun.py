@@ -166,8 +166,7 @@ def run_bisect(settings: Settings, since: str, figure: str = "auc", of: int | No
     )
     if search.move(stretch.begin.value, stretch.end.value) < SMALL[figure]:
         say(f"  less than {SMALL[figure]:g}: that may be chance, or the world; what follows need not be to blame")
-    for partition, (first, stop) in samples.offsets.items():
-        say(f"  samples, partition {partition}: offsets {first} to {stop - 1}")
+    say(f"  offsets {samples.offsets[0]} to {samples.offsets[1] - 1} of samples")
     for one in what[:_SHOWN]:
         say(f"  {one}")
     if not what:

@@ -135,7 +135,7 @@ def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:
     served = ServedExposures(SHOP, Segments(SHOP, {}), Waits(10**9, 10**9, 0), 1000, 6000)
     model = OnlineModel(SHOP, {"model": "logistic"}, 0)
     for n in range(6):
-        served.take(batch(2000, f"shown {n}"), 0)
+        served.take(batch(2000, f"shown {n}"))
         served.enter(model)
     assert 0.4 * ServedExposures.most_bytes(1000, 6000) < served.nbytes <= ServedExposures.most_bytes(1000, 6000)
 

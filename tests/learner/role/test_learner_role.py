@@ -177,7 +177,7 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     for seed in range(5):
         before.learn(make_samples(100, seed))
     extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
-    write_root(store, Versions(before), Progress(500, {0: 10**9, 1: 10**9}, {}, extra), {}, PUBLISHED_MS)
+    write_root(store, Versions(before), Progress(500, 10**9, {}, extra), {}, PUBLISHED_MS)
     wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
     monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
     with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):
@@ -193,7 +193,7 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     assert learner.trainer.counts["trained"] == 500
     versions = Versions(model, version=store.highest().number)
     note = write_root(store, versions, learner.loop.progress(), learner.trainer.snapshot(), PUBLISHED_MS)
-    assert (note.version, note.schema_id, note.offsets) == (1, wider.id, {"0": 10**9, "1": 10**9})
+    assert (note.version, note.schema_id, note.offset) == (1, wider.id, 10**9)
     assert note.published_ms == PUBLISHED_MS
     with capture_logs() as lines:
         again = Learner(
@@ -220,7 +220,7 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_while_others_come(
     for seed, start_ms in ((0, START_MS), (1, START_MS + late)):
         batch = make_samples(300, seed, start_ms=start_ms)
         version, policy = samples.version + 2, samples.policy + np.uint8(2)
-        learner.trainer.take(replace(batch, score=samples.num[:, 0], version=version, policy=policy), 0)
+        learner.trainer.take(replace(batch, score=samples.num[:, 0], version=version, policy=policy))
     learner.loop.learn(drain=True)
     board = Board(learner.trainer, settings.folder("learner") / "history.jsonl")
     long_ago, now = -1e9, 1e9
@@ -228,7 +228,7 @@ def test_a_partition_is_waited_for_until_nothing_comes_of_it_while_others_come(
     for lag, heard in ((3, {0: long_ago, 1: long_ago}), (0, {0: now, 1: now}), (unread, {0: now, 1: long_ago})):
         monkeypatch.setattr(samplereader, "lag_of", lambda reader, lag=lag: {0: lag})
         learner.samples._heard = heard
-        learner.samples.lags()
+        learner.samples.lag()
         board.show()
         settled.append(learner.served.figures("model")["rows"])
     assert settled == [0, 0, 300]
