@@ -463,7 +463,7 @@ def test_what_was_refused_before_an_adopted_model_began_stays(tmp_path: Path) ->
     _, found = beside(scene, "b")
     extra = found.note.extra | {"began": 2}
     adopt(scene, replace(found, note=msgspec.structs.replace(found.note, extra=extra)))
-    assert [places[:, 1].tolist() for _, places in scene.kept] == [[1] * BATCH]
+    assert [places[:, 0].tolist() for _, places in scene.kept] == [[1] * BATCH]
 
 
 # -- restarts --------------------------------------------------------------------------------------------------
