@@ -263,6 +263,9 @@ def made_afresh(world: World, copy: Path) -> tuple[Scene, str, dict[str, Any], b
     broker.first = world.broker.first
 
     def replayed(scene: Scene) -> None:
+        then = world.states.get(scene.begun_at)  # what it had read behind its newest decision is read once more
+        for offset in range(scene.offset, then[1]["offset"] if then else 0):
+            scene.take(broker.samples[offset], step=False)
         seen.append((digest(scene), known(scene), scene.promotion.state.root_due))
 
     scene = life(copy / "one", broker, world.share, replayed)
