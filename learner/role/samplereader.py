@@ -28,8 +28,8 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import SAMPLES
-from millrace.processes.kafka import REMEDY, gone_before, held_offsets, lag_of, make_reader, topic_ids
+from millrace.contracts.topics import SAMPLES, miscounted
+from millrace.processes.kafka import REMEDY, gone_before, held_offsets, lag_of, make_reader, topic_ids, topics_of
 from millrace.processes.repeated_warnings import Kinds
 from millrace.versions.decisions import Learnt
 from millrace.versions.versioning import Announcement
@@ -76,13 +76,17 @@ class SampleReader:
         self.offset, self.began, self.logs = note.offset, note.extra.get("began"), note.logs
 
     def open(self) -> None:
-        """Begins to read. An offset is of one log: of another, as after the broker was emptied, all is read."""
+        """Begins to read. An offset is of one log: of another, as after the broker was emptied, all is read. Raises
+        BrokerError where the topic has more than one partition, or cannot be read."""
         before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
         if before and now and before != now and self.offset is not None:
             log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
             self.offset, self.offset_holds = None, False
         self.logs = {SAMPLES: now} if now else {}
-        self._held = held_offsets(self._settings, SAMPLES)[0]
+        held, topic = held_offsets(self._settings, SAMPLES), self._settings.topic(SAMPLES)
+        for fault in miscounted(topics_of(self._settings), {topic: len(held)}, self._settings.partitions):
+            raise BrokerError(*fault)
+        self._held = held[0]
         self._reader = make_reader(self._settings, SAMPLES, {} if self.offset is None else {0: self.offset})
         self._heard = dict.fromkeys(range(self._settings.partitions), time.monotonic())
         self._time.expect(self._heard)

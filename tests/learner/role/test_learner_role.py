@@ -27,7 +27,7 @@ from learner.role.topicoutput import TopicOutput
 from learner.serving.serving_model import ServingModel
 from learner.training.learner_versions import Progress, Versions, write_root
 from learner.training.writer import SnapshotWriter
-from millrace.basics.errors import SnapshotError
+from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.contracts.schema import Field, parse_schema
 from millrace.contracts.settings import Settings
 from millrace.contracts.topics import MODEL_DELTAS, SAMPLES
@@ -167,6 +167,17 @@ def test_life_of_a_learner(settings: Settings, monkeypatch: pytest.MonkeyPatch) 
     other = msgspec.structs.replace(settings, model="logistic")
     with pytest.raises(SnapshotError, match="MILLRACE_MODEL"):
         run(other, threading.Event())
+
+
+def test_samples_in_several_partitions_are_refused(settings: Settings) -> None:
+    """As a version before 0.3.0 has made them: they have no one order."""
+    settings = msgspec.structs.replace(settings, prefix="several.")
+    create_topics(settings)
+    with closing(KafkaAdminClient(bootstrap_servers=settings.brokers)) as admin:
+        admin.delete_topics([settings.topic(SAMPLES)])
+        admin.create_topics({settings.topic(SAMPLES): {"num_partitions": 2, "replication_factor": 1}})
+    with pytest.raises(BrokerError, match=r"'several.samples' has 2 partitions where 1 is needed; remove the topic"):
+        run(settings, threading.Event())
 
 
 def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
