@@ -124,7 +124,7 @@ class LearnLoop:
         self._stop = stop
         self.samples.open()
         try:
-            self.promotion.state.quarantine.samples_log = self.samples.logs.get(SAMPLES, "")
+            self.promotion.state.quarantine.samples_log = self.samples.log
             self._replay(self.promotion.begin(found), decided)
             root = self.promotion.start(wall_ms())
             self.output.check()
@@ -263,7 +263,7 @@ class LearnLoop:
         counts = dict(self.trainer.counts)
         columns = msgspec.to_builtins(self.trainer.model.columns)
         extra = {"counts": counts, "columns": columns, "began": self.samples.began, **self._extra()}
-        return Progress(counts.get("trained", 0), self.samples.offset, self.samples.logs, extra)
+        return Progress(counts.get("trained", 0), self.samples.offset, self.samples.log, extra)
 
     def report(self) -> None:
         """Figures, what is in quarantine, and copies of what of it the topic will lose."""

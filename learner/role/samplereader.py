@@ -49,7 +49,7 @@ class SampleReader:
     Attributes:
         offset: the next to read; None: from the beginning.
         began: the first that the model, or one that it goes on from, was given; None: it was given none.
-        logs: ids of the topics that offsets are of.
+        log: id of the topic that offsets are of; empty where the broker gives none.
         offset_holds: whether the broker has the log that the snapshot's offset is of.
         bad: called with an unusable record, and why.
         gone: called with how many messages the broker removed before they were read.
@@ -58,7 +58,7 @@ class SampleReader:
     def __init__(self, settings: Settings, schema: Schema, time: EventTime) -> None:
         self.offset: int | None = None
         self.began: int | None = None
-        self.logs: dict[str, str] = {}
+        self.log = ""
         self.offset_holds = True
         self.bad: Callable[[Any, SchemaError], None] = lambda record, why: None
         self.gone: Callable[[int], None] = lambda messages: None
@@ -73,16 +73,15 @@ class SampleReader:
 
     def resume(self, note: Announcement) -> None:
         """Goes on from a snapshot. Call it before :meth:`open`."""
-        self.offset, self.began, self.logs = note.offset, note.extra.get("began"), note.logs
+        self.offset, self.began, self.log = note.offset, note.extra.get("began"), note.samples_log
 
     def open(self) -> None:
         """Begins to read. An offset is of one log: of another, as after the broker was emptied, all is read. Raises
         BrokerError where the topic has more than one partition, or cannot be read."""
-        before, now = self.logs.get(SAMPLES, ""), topic_ids(self._settings).get(SAMPLES, "")
-        if before and now and before != now and self.offset is not None:
+        before, self.log = self.log, topic_ids(self._settings).get(SAMPLES, "")
+        if before and self.log and before != self.log and self.offset is not None:
             log.warning("the samples on the broker are another log than the snapshot's; it is read from the beginning")
             self.offset, self.offset_holds = None, False
-        self.logs = {SAMPLES: now} if now else {}
         held, topic = held_offsets(self._settings, SAMPLES), self._settings.topic(SAMPLES)
         for fault in miscounted(topics_of(self._settings), {topic: len(held)}, self._settings.partitions):
             raise BrokerError(*fault)
@@ -101,7 +100,7 @@ class SampleReader:
 
     def again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
         """The batches of micro-batches once more, from the topic."""
-        topic = SampleTopic(self._settings, self.logs.get(SAMPLES, ""), patience_seconds=0.0)
+        topic = SampleTopic(self._settings, self.log, patience_seconds=0.0)
         with contextlib.closing(BatchReader(learnt, topic, self.decode)) as reader:
             yield from reader.batches(learnt)
 

@@ -45,7 +45,7 @@ class Progress:
 
     trained: int = 0
     offset: int | None = None  # next of samples to read; None: from the beginning
-    logs: dict[str, str] = field(default_factory=dict)  # ids of the topics that offsets are of
+    log: str = ""  # id of the topic that the offset is of
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -207,7 +207,7 @@ class Versions:
             "spec": self.model.spec,
             "retrieval_clicks": -1 if self.model.head is None else self.model.head.clicks,
             "offset": progress.offset,
-            "logs": progress.logs,
+            "samples_log": progress.log,
             "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
         }
         self._snapshot_version = self.version

@@ -177,7 +177,7 @@ def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, publish
         "left_out": done.left_out,
     }
     extra = {n: v for n, v in end.extra.items() if n != "way_back"} | {"counts": counts, "repair": told}
-    progress = Progress(trained, end.offset, dict(end.logs), extra)
+    progress = Progress(trained, end.offset, end.samples_log, extra)
     highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
     versions = Versions(done.model, end.epoch, CLAIMANT, highest)
     note = write_root(to, versions, progress, done.beside, published_ms)

@@ -25,7 +25,6 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import SAMPLES
 from millrace.evidence.learners import REPAIRED
 from millrace.processes.wall import wall_ms
 from millrace.reports.progress import bars
@@ -54,7 +53,7 @@ class Scene:
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, end.schema_id)
         self._former = FormerSamples(self.schema, book, Viewpoint.of(settings))
-        self.source: Source = SampleTopic(settings, end.logs.get(SAMPLES, ""))
+        self.source: Source = SampleTopic(settings, end.samples_log)
 
     def line(self) -> Lineage:
         line = lineage(self.store, self.since_ms, self._of)

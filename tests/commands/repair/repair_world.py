@@ -124,7 +124,7 @@ class Live:
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(counts.get("trained", 0), self.offset, {}, {"counts": counts})
+        return Progress(counts.get("trained", 0), self.offset, "", {"counts": counts})
 
     def take(self, batch: SampleBatch) -> None:
         """A message is sent, and read."""

@@ -317,8 +317,8 @@ def test_a_line_over_two_logs_of_samples_is_refused() -> None:
     live = small_life()
     line = lineage(live.store, kept(live)[0].event_ms)
     check_one_model(line)
-    first, *others = (msgspec.structs.replace(note, logs={SAMPLES: "new"}) for note in line.kept)
-    recreated = replace(line, kept=(msgspec.structs.replace(first, logs={SAMPLES: "old"}), *others))
+    first, *others = (msgspec.structs.replace(note, samples_log="new") for note in line.kept)
+    recreated = replace(line, kept=(msgspec.structs.replace(first, samples_log="old"), *others))
     with pytest.raises(SnapshotError, match="the log of samples changed"):
         check_one_model(recreated)
 
@@ -530,7 +530,7 @@ def test_a_line_of_its_own_end_is_read_with_that_ends_schema_and_log(folder: Pat
     names = ("claimant", "spec", "offset", "trained", "event_ms", "published_ms", "extra")
     same = {name: getattr(end, name) for name in names}
     other = live.store.write_manifest(
-        [part], **same, epoch=end.epoch, version=end.version + 1, schema_id="another", logs={SAMPLES: "another"}
+        [part], **same, epoch=end.epoch, version=end.version + 1, schema_id="another", samples_log="another"
     )
     running = Settings(data=str(folder / "data"))
     with pytest.raises(SnapshotError, match="the model is of schema another"):

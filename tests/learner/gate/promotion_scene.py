@@ -287,7 +287,7 @@ class Scene:
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(counts.get("trained", 0), self.offset, {}, {"counts": counts})
+        return Progress(counts.get("trained", 0), self.offset, "", {"counts": counts})
 
     @property
     def model(self) -> OnlineModel:

@@ -188,7 +188,7 @@ def test_another_schema_is_carried_over_when_told_to(settings: Settings, monkeyp
     for seed in range(5):
         before.learn(make_samples(100, seed))
     extra = {"counts": {"trained": 500}, "columns": msgspec.to_builtins(before.columns)}
-    write_root(store, Versions(before), Progress(500, 10**9, {}, extra), {}, PUBLISHED_MS)
+    write_root(store, Versions(before), Progress(500, 10**9, "", extra), {}, PUBLISHED_MS)
     wider = msgspec.structs.replace(SCHEMA, fields=(*SCHEMA.fields, Field("stock", "item", "numeric")))
     monkeypatch.setattr(Settings, "load_schema", lambda self: wider)
     with pytest.raises(SnapshotError, match="MILLRACE_EVOLVE"):

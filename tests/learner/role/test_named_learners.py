@@ -95,7 +95,7 @@ def written(place: str, spec: dict[str, Any], **extra: Any) -> Learning:
     model = model_of(SCHEMA, spec, 0)
     model.learn(make_samples(200, 0))
     versions = Versions(model, 1, "some", store.highest().number)
-    write_root(store, versions, Progress(200, 7, {}, {"counts": {"trained": 200}, **extra}), {}, MS)
+    write_root(store, versions, Progress(200, 7, "", {"counts": {"trained": 200}, **extra}), {}, MS)
     return model
 
 
