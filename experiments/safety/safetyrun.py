@@ -165,7 +165,7 @@ class Life:
         return self.trainer.model.newest_ms
 
     def _progress(self) -> Progress:
-        return Progress(self.trainer.counts["trained"], {}, {}, {"counts": dict(self.trainer.counts)})
+        return Progress(self.trainer.counts["trained"], extra={"counts": dict(self.trainer.counts)})
 
     def learn(self, batch: SampleBatch) -> None:
         """Learns what has come, and publishes what may go out."""
@@ -174,7 +174,7 @@ class Life:
         promotion = self.promotion
         if not promotion.state.standing.held:  # for days of a hold they would be the memory that is measured
             self._messages[self._batches] = batch
-        promotion.take(batch, 0, 0, self._batches)
+        promotion.take(batch, 0, self._batches)
         while promotion.step(drain=True) is not None or promotion.commands.learn_some():
             pass
         if self._batches % self.pace.delta == 0:

@@ -90,7 +90,7 @@ class ServedExposures:
         self._baseline = baseline_column(schema)
         self._after_ms = 0
         self._halvings = 0
-        self._queue: list[tuple[SampleBatch, int, NDArray[np.bool_]]] = []
+        self._queue: list[tuple[SampleBatch, NDArray[np.bool_]]] = []
         self._beyond: set[int] = set()  # users whose rows are to be left out
         self._windows: list[Rows] = [np.empty(0, np.intp) for _ in ARMS]  # in the order of exposure
         self._waiting = 0
@@ -127,19 +127,18 @@ class ServedExposures:
         exposure: the process before may have had the other rows of such a page, and the clicks among them."""
         self._after_ms = max(self._after_ms, ts_ms)
 
-    def take(self, batch: SampleBatch, partition: int, over: NDArray[np.bool_] | None = None) -> None:
-        """Queues new samples of a partition, without repeats, in the order of ``samples``. ``over``: which are of users
-        beyond their limit, (B,)."""
-        self._queue.append((batch, partition, np.zeros(len(batch), np.bool_) if over is None else over))
+    def take(self, batch: SampleBatch, over: NDArray[np.bool_] | None = None) -> None:
+        """Queues new samples, without repeats, in the order of ``samples``. ``over``: which are of users beyond their
+        limit, (B,)."""
+        self._queue.append((batch, np.zeros(len(batch), np.bool_) if over is None else over))
 
     def enter(self, model: Learning) -> None:
         """Enters what was queued. Call it before ``model`` learns from it: learning makes users and items known."""
         if not self._queue:
             return
-        for batch, partition, _ in self._queue:
-            self.time.hear(batch, partition)
-        whole = SampleBatch.concat([batch for batch, _, _ in self._queue])
-        over = np.concatenate([of for _, _, of in self._queue])  # (B,)
+        whole = SampleBatch.concat([batch for batch, _ in self._queue])
+        self.time.hear(whole)
+        over = np.concatenate([of for _, of in self._queue])  # (B,)
         self._queue = []
         pages = page_hashes(whole)  # (B,)
         ids = exposure_ids(whole, pages).view(np.int64)  # (B,)

@@ -16,7 +16,7 @@ learner's snapshots. The file ``entries.list`` in the store shows it to people, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import Literal
@@ -182,12 +182,12 @@ class Quarantine:
         kept.packed = [msgspec.msgpack.encode(list(spans))]
         self._bytes, self._changed = self._bytes + kept.bytes, True
 
-    def forget_behind(self, offsets: Mapping[int, int]) -> int:
-        """Messages of ``samples`` from these offsets on, by partition, are read again, and judged again: their rows are
-        not kept here. A partition that is not named is read from its beginning. Returns how many rows."""
+    def forget_behind(self, offset: int) -> int:
+        """Messages of ``samples`` from this offset on are read again, and judged again: their rows are not kept here.
+        Returns how many rows."""
         before = self.rows
         for name in list(self._kept):
-            self.only(name, [span for span in self.spans(name) if span.offset < offsets.get(span.partition, 0)])
+            self.only(name, [span for span in self.spans(name) if span.offset < offset])
         self.close()
         return before - self.rows
 
@@ -215,7 +215,7 @@ class Quarantine:
     def has(self, name: str, span: Span) -> bool:
         """Whether there is such an entry, with the first row of ``span``."""
         mine = self.spans(name) if name in self._kept else ()
-        return any(one[:2] == span[:2] and one.first <= span.first < one.stop for one in mine)
+        return any(one.offset == span.offset and one.first <= span.first < one.stop for one in mine)
 
     @property
     def rows(self) -> int:

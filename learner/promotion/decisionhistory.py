@@ -30,7 +30,6 @@ from millrace.versions.decisions import (
     Refused,
     Released,
     RolledBack,
-    SamplesTaken,
     Saved,
     WentBack,
     decode_decisions,
@@ -38,7 +37,7 @@ from millrace.versions.decisions import (
 )
 from millrace.versions.modelstore import ModelStore
 
-_QUIET = (SamplesTaken, Flushed, Saved)
+_QUIET = (Flushed, Saved)
 
 
 def decided_in(store: ModelStore) -> list[LogPart]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import structlog
@@ -108,12 +108,12 @@ class GateCommands:
             state.rebased("release")
         return True
 
-    def copy_some(self, held: Mapping[int, range]) -> None:
+    def copy_some(self, held: range) -> None:
         """Copies an entry whose rows the topic is about to lose, if there is one: of those among its oldest quarter
         where it loses some, or half as old as it keeps any. For the owner to call now and then.
 
         Args:
-            held: the offsets that it has now, by partition.
+            held: the offsets that it has now.
 
         Raises:
             BrokerError: the topic cannot be read.
@@ -124,12 +124,12 @@ class GateCommands:
             return
         now_ms = checks.clock.now_ms if checks else 0
         old_ms = now_ms - KEPT_DAYS * DAY_MS // 2
-        least = {p: at.start + len(at) // 4 if at.start else 0 for p, at in held.items()}
+        least = held.start + len(held) // 4 if held.start else 0
         there = quarantine.copies() | self._nowhere
         for entry in quarantine.entries():
             if entry.name in there or quarantine.grows(entry.name, now_ms):
                 continue
-            soon = any(span.offset < least.get(span.partition, 0) for span in quarantine.spans(entry.name))
+            soon = any(span.offset < least for span in quarantine.spans(entry.name))
             if not soon and entry.made_ms > old_ms:
                 continue
             try:

@@ -155,9 +155,10 @@ class LearnerState:
 
     # -- samples ---------------------------------------------------------------------------------------------
 
-    def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
+    def take(self, batch: SampleBatch, joined_ms: int = 0, offset: int = 0) -> None:
         """Queues what is new in a message of ``samples``: see :meth:`Trainer.take`."""
-        self.trainer.take(batch, partition, joined_ms, offset)
+        self.log.read = offset + 1
+        self.trainer.take(batch, joined_ms, offset)
         if self.checks is not None:
             self.standing.met(self.checks.clock.now_ms)
 
@@ -194,7 +195,7 @@ class LearnerState:
         Args:
             size: rows of the entry that these stand for; others of them are gone from its copy.
             ends: they are its last ones.
-            unfit: places of rows that it was not given, since no model can learn them, (n, 3).
+            unfit: places of rows that it was not given, since no model can learn them, (n, 2).
         """
         standing, counts = self.standing, self.trainer.counts
         skipped = self._learn(cut, name, ends).skipped is not None
@@ -241,7 +242,7 @@ class LearnerState:
         """Rows were refused, or, without any, the model as it was.
 
         Args:
-            places: where the rows lie, (n, 3).
+            places: where the rows lie, (n, 2).
             back: the decision that the model has to go back to; -1: it stays. :meth:`went_back` is next then.
         """
         self.verdicts[refusal.check, "refused"] += 1
@@ -406,6 +407,7 @@ class LearnerState:
                 of then. Of another learner's, entries here stay of samples from before it began; its own are added.
         """
         self._decided(Adopted(*found.note.place, source, by))
+        self.log.read = found.note.offset or 0
         self._begin_from(None, found.model)
         self.root_why = None
         _take_over(self, found, source, quarantine, own)
@@ -453,8 +455,8 @@ def _take_over(state: LearnerState, found: FoundSnapshot, source: str, quarantin
     else:
         # What a learner has read is in its model, or in its quarantine. Of two that learn from their own pages alone,
         # neither has the other's.
-        read_from = note.offsets if state.trainer.diverted else note.extra.get("began", {})
-        counts[QUARANTINED] -= state.quarantine.forget_behind({int(p): o for p, o in read_from.items()})
+        read_from = note.offset if state.trainer.diverted else note.extra.get("began")
+        counts[QUARANTINED] -= state.quarantine.forget_behind(read_from or 0)
         counts[QUARANTINED] += 0 if quarantine is None else state.quarantine.take_over(quarantine, source)
         counts["set_aside"] += max(0, counts["trained"] - note.trained)
         counts["trained"] = note.trained

@@ -55,7 +55,7 @@ from learner.training.learner_versions import Build, FoundSnapshot, Last, Progre
 from learner.training.trainer import MicroBatch, Trainer
 from millrace.basics.errors import BrokerError, StoreError, one_line
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import LogPart, SamplesTaken, encode_decisions
+from millrace.versions.decisions import LogPart, encode_decisions
 from millrace.versions.modelstore import Announcement, ModelStore
 
 log = structlog.get_logger("learner")
@@ -66,8 +66,6 @@ _MOST_WAITING = 20_000
 """Decisions that are not durable. With more no samples are taken."""
 _MOST_BYTES = 100_000
 """Of decisions in the message of a delta. More, as after a long stop, go before it."""
-_FEW = 500
-"""Decisions that are sent though they say only that samples were read."""
 
 
 class Published(NamedTuple):
@@ -125,10 +123,9 @@ class Promotion:
 
     # -- samples ---------------------------------------------------------------------------------------------
 
-    def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
+    def take(self, batch: SampleBatch, joined_ms: int = 0, offset: int = 0) -> None:
         """Queues what is new in a message of ``samples``: see :meth:`Trainer.take`."""
-        self.state.log.read(partition, offset)
-        self.state.take(batch, partition, joined_ms, offset)
+        self.state.take(batch, joined_ms, offset)
 
     @property
     def takes(self) -> bool:
@@ -184,9 +181,8 @@ class Promotion:
         self._alone = False
 
     def take_unsent(self) -> LogPart | None:
-        """What was decided and no delta has taken, for a message of its own; None where that is little."""
-        unsent = self.state.log.unsent
-        if len(unsent) < _FEW and all(isinstance(decided.what, SamplesTaken) for decided in unsent):
+        """What was decided and no delta has taken, for a message of its own; None where that is nothing."""
+        if not self.state.log.unsent:
             return None
         self._alone = True
         return self.state.log.take_unsent()

@@ -41,7 +41,6 @@ from millrace.versions.decisions import (
     Refused,
     Released,
     RolledBack,
-    SamplesTaken,
     Saved,
     Span,
     WentBack,
@@ -52,11 +51,11 @@ from millrace.versions.modelstore import ModelStore, Place
 log = structlog.get_logger("learner")
 
 
-class TakenSamples(Protocol):
-    """The messages that decisions name, read again."""
+class SamplesAgain(Protocol):
+    """The messages behind a snapshot, read again."""
 
-    def messages(self, partition: int, first: int, stop: int) -> Iterator[SampleMessage]:
-        """All that can be used of these offsets. Raises SnapshotError where some are gone."""
+    def upto(self, stop: int) -> Iterator[SampleMessage]:
+        """The next ones that can be used, before offset ``stop``. Raises SnapshotError where some are gone."""
 
 
 class Replay:
@@ -72,7 +71,7 @@ class Replay:
     """
 
     def __init__(
-        self, state: LearnerState, store: ModelStore, samples: TakenSamples, tick: Callable[[], None] = lambda: None
+        self, state: LearnerState, store: ModelStore, samples: SamplesAgain, tick: Callable[[], None] = lambda: None
     ) -> None:
         self._state, self._store, self._samples, self._tick = state, store, samples, tick
         self._cut: MicroBatch | None = None  # the newest micro-batch, and what was predicted of it
@@ -110,9 +109,14 @@ class Replay:
         for i, each in enumerate(decided):
             self._tick()
             of_rows = isinstance(each.what, Refused) and each.what.check in OF_ROWS  # comes of the samples by itself
-            if not (of_rows and state.log.newest >= each.n):
-                state.log.at(each.n)
+            came = of_rows and state.log.newest >= each.n
             try:
+                if not came:
+                    state.log.at(each.n)
+                    for message in self._samples.upto(each.read):
+                        state.take(message.batch, message.joined_ms, message.offset)
+                if not of_rows:
+                    state.log.at(each.n)
                 self._do(each)
             except (SnapshotError, SchemaError, AbsentError, DamagedError) as error:
                 state.log.at(each.n)
@@ -129,11 +133,6 @@ class Replay:
     def _do(self, each: Decided) -> None:
         state, checks, what = self._state, self._state.checks, each.what
         match what:
-            case SamplesTaken():
-                self._cut = None
-                state.log.append(what, each.ms)
-                for message in self._samples.messages(what.partition, what.first, what.stop):
-                    state.take(message.batch, message.partition, message.joined_ms, message.offset)
             case Learnt() if what.of:
                 self._learn_released(what)
             case Learnt():

@@ -54,7 +54,7 @@ def go_on(state: LearnerState, found: FoundSnapshot | None) -> bool:
         if others := state.quarantine.copies():
             log.warning("samples in quarantine are of no snapshot: they go with the next one", entries=len(others))
     else:
-        state.log.go_on(kept.log, kept.newest)
+        state.log.go_on(kept.log, kept.newest, found.note.offset or 0)
         state.standing = kept.standing
         state.quarantine.resume(kept.quarantine)
         same = kept.rules == rules_of(state)

@@ -78,9 +78,9 @@ class Learner:
             self.samples.resume(note)
             self._adopted = self._adoption_of(note) if found is self.found else None
             if found is not self.found:
-                self.samples.began = dict(self.samples.offsets)
+                self.samples.began = self.samples.offset
             self.compares_from_ms = int(note.extra.get("from_ms", 0))
-            log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offsets=note.offsets)
+            log.info("resumed", epoch=note.epoch, version=note.version, trained=note.trained, offset=note.offset)
         self.loop = LearnLoop(own, self.samples, self.trainer, self.store, self._build, self._extra)
         checks = self.loop.promotion.checks
         if found is not None and found is not self.found and checks is not None:
@@ -189,7 +189,7 @@ class Learner:
         self.loop.promotion.commands.adopt(found, source, same_samples=source == REPAIRED)
         self.trainer.begin_again(found.training)
         self.samples.resume(found.note)
-        self.samples.seek(self.samples.offsets)
+        self.samples.seek()
         own = found.note.extra.get("adopted")  # of a repaired model that had been another learner's
         self._adopted = own if source == REPAIRED else adopted(source, found.note, self._wanted)
         self._publish_root()

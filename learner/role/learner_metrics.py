@@ -72,7 +72,7 @@ RETRIEVAL_LOSS = Gauge("millrace_learner_retrieval_loss", "Fading mean of the lo
 RETRIEVAL_CLICKS = Gauge("millrace_learner_retrieval_clicks", "Clicks that the retrieval head has learnt from.")
 RETRIEVAL_REFUSED = Gauge("millrace_learner_retrieval_refused", "Clicks that the retrieval head refused.")
 HELD_UP = Histogram("millrace_snapshot_holds_up_seconds", "Times for which copying a snapshot held learning up.")
-LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.", ["partition"])
+LAG = Gauge("millrace_learner_lag", "Messages of samples not yet read.")
 
 # The gate: what learner/promotion/promotion.py decided.
 VERDICTS = Counter("millrace_gate_verdicts_total", "Verdicts of the gate by check.", ["check", "verdict"])

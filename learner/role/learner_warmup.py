@@ -85,7 +85,7 @@ def shop_hours(schema: Schema) -> Iterator[SampleMessage]:
             batch, kind=np.where(batch.kind == NEGATIVE, CORRECTION, batch.kind), label=np.ones_like(batch.label)
         )
         for part, offset in ((batch, 2 * turn), (late.take(slice(0, 4)), 2 * turn + 1)):
-            yield SampleMessage(SampleBatch.from_bytes(part.to_bytes()), 0, offset, joined_ms=1)
+            yield SampleMessage(SampleBatch.from_bytes(part.to_bytes()), offset, joined_ms=1)
 
 
 def warm_tables() -> None:

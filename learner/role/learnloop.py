@@ -19,7 +19,7 @@ from learner.promotion.promotion import Promotion, Published
 from learner.promotion.replay import Replay
 from learner.role.loopoutput import LoopOutput
 from learner.role.loopsnapshots import LoopSnapshots
-from learner.role.samplereader import SampleReader, TakenAgain
+from learner.role.samplereader import SampleReader
 from learner.samples.batch_reader import SampleMessage
 from learner.training.learner_versions import Build, FoundSnapshot, Progress, Versions
 from learner.training.trainer import BATCH_MS, Trainer
@@ -124,7 +124,7 @@ class LearnLoop:
         self._stop = stop
         self.samples.open()
         try:
-            self.promotion.state.quarantine.samples_log = self.samples.logs.get(SAMPLES, "")
+            self.promotion.state.quarantine.samples_log = self.samples.log
             self._replay(self.promotion.begin(found), decided)
             root = self.promotion.start(wall_ms())
             self.output.check()
@@ -150,7 +150,7 @@ class LearnLoop:
         with self._snapshots.begin(self.output):
             self._snapshots.ask()
             for n, message in enumerate(messages):
-                self.promotion.take(message.batch, message.partition, message.joined_ms, message.offset)
+                self.promotion.take(message.batch, message.joined_ms, message.offset)
                 self.learn(drain=n % 2 > 0)
                 self.publish()
                 self._look_at_snapshots(time.monotonic())
@@ -163,10 +163,8 @@ class LearnLoop:
         state = self.promotion.state
         state.log.log = state.log.log or self.versions.claimant
         decided = [each for part in parts if part.log == state.log.log for each in part.decided]
-        again, began = TakenAgain(self.samples, self.settings), time.monotonic()
-        replay = Replay(state, self.store, again, self._tick)
-        replay.run(decided, possible and self.samples.offsets_hold)
-        again.end()
+        replay, began = Replay(state, self.store, self.samples, self._tick), time.monotonic()
+        replay.run(decided, possible and self.samples.offset_holds)
         if decided:
             log.info("decisions done again", decisions=replay.done, seconds=round(time.monotonic() - began, 1))
 
@@ -205,7 +203,7 @@ class LearnLoop:
         while not stop.is_set():
             LOOP_TIMESTAMP.set(time.time())
             for message in self.samples.poll(self._patience_ms()) if self.promotion.takes else self._wait():
-                self.promotion.take(message.batch, message.partition, message.joined_ms, message.offset)
+                self.promotion.take(message.batch, message.joined_ms, message.offset)
             now = time.monotonic()
             publish = now >= due.delta  # with all that has come: what waited for a full batch would wait for the next
             drain = bool(trainer.pending) and (publish or now >= due.batch)
@@ -264,19 +262,18 @@ class LearnLoop:
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
         columns = msgspec.to_builtins(self.trainer.model.columns)
-        began = {str(p): offset for p, offset in self.samples.began.items()}
-        extra = {"counts": counts, "columns": columns, "began": began, **self._extra()}
-        return Progress(counts.get("trained", 0), dict(self.samples.offsets), self.samples.logs, extra)
+        extra = {"counts": counts, "columns": columns, "began": self.samples.began, **self._extra()}
+        return Progress(counts.get("trained", 0), self.samples.offset, self.samples.log, extra)
 
     def report(self) -> None:
         """Figures, what is in quarantine, and copies of what of it the topic will lose."""
-        self.output.report(self.samples.lags())
+        self.output.report(self.samples.lag())
         quarantine, now = self.promotion.state.quarantine, time.monotonic()
         try:
             quarantine.write_list()
             if quarantine.rows and now >= self._copies_s + _COPY_SECONDS:
                 self._copies_s = now
-                self.promotion.commands.copy_some(held_offsets(self.settings, SAMPLES))
+                self.promotion.commands.copy_some(held_offsets(self.settings, SAMPLES)[0])
         except (StoreError, BrokerError) as error:
             log.warning("quarantine cannot be looked after; tried again", error=one_line(error))
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from learner.ranker.model import LearnReport
@@ -32,7 +32,7 @@ class LoopOutput:
         held_up          copying a slice held learning up for so many seconds
         between          between two rounds of the loop, at a monotonic time: other work
         at_work          between two steps of long work: that this learner is still there
-        report           once a second: messages that are not read yet, by partition
+        report           once a second: how many messages are not read yet
     """
 
     def check(self) -> None: ...
@@ -56,4 +56,4 @@ class LoopOutput:
     def held_up(self, seconds: float) -> None: ...
     def between(self, now: float) -> None: ...
     def at_work(self, now: float) -> None: ...
-    def report(self, lags: Mapping[int, int]) -> None: ...
+    def report(self, lag: int) -> None: ...

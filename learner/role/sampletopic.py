@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -40,41 +40,36 @@ class SampleTopic:
                 "name the broker that the learner reads with --kafka",
             )
 
-    def first(self) -> Mapping[int, int]:
-        return first_offsets(self._settings, SAMPLES)
+    def first(self) -> int:
+        return first_offsets(self._settings, SAMPLES)[0]
 
-    def open(self, wanted: Mapping[int, range]) -> _Polled:
+    def open(self, wanted: range) -> _Polled:
         return _Polled(self._settings, wanted)
 
 
 class _Polled:
-    def __init__(self, settings: Settings, wanted: Mapping[int, range]) -> None:
+    def __init__(self, settings: Settings, wanted: range) -> None:
         self._settings, self._wanted = settings, wanted
-        self._reader = make_reader(settings, SAMPLES, {p: at.start for p, at in wanted.items()})
-        self._of = {tp.partition: tp for tp in self._reader.assignment()}
-        ends = self._ends()
-        self._stop = {p: min(at.stop, ends[p]) for p, at in wanted.items() if p in ends}
-
-    def _ends(self) -> dict[int, int]:
+        self._reader = make_reader(settings, SAMPLES, {0: wanted.start})
+        (self._of,) = self._reader.assignment()
         try:
-            return {tp.partition: end for tp, end in self._reader.end_offsets(list(self._of.values())).items()}
+            self._stop = min(wanted.stop, self._reader.end_offsets([self._of])[self._of])
         except KafkaError as error:
             self._reader.close()
-            raise broker_error(f"ends of the topic '{SAMPLES}' cannot be asked for", error) from None
+            raise broker_error(f"the end of the topic '{SAMPLES}' cannot be asked for", error) from None
 
-    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
+    def more(self) -> Sequence[TopicMessage]:
         heard = time.monotonic()
-        while left := self._left():
-            self._pause(left - set(ahead) or left)
+        while self._reader.position(self._of) < self._stop:
             try:
                 polled: dict[Any, list[Any]] = self._reader.poll(timeout_ms=_POLL_MS)
             except KafkaError as error:
                 raise broker_error(f"broker '{self._settings.kafka}' gives no samples", error) from None
             found = [
-                TopicMessage(r.partition, r.offset, r.value, r.headers or ())
+                TopicMessage(r.offset, r.value, r.headers or ())
                 for records in polled.values()
                 for r in records
-                if r.value is not None and r.offset in self._wanted.get(r.partition, ())
+                if r.value is not None and r.offset in self._wanted
             ]
             if found:
                 return found
@@ -82,16 +77,6 @@ class _Polled:
             if time.monotonic() - heard > self._settings.patience_seconds:
                 raise BrokerError(f"broker '{self._settings.kafka}' gives no more of topic '{SAMPLES}'", REMEDY)
         return ()
-
-    def _left(self) -> set[int]:
-        return {p for p, stop in self._stop.items() if self._reader.position(self._of[p]) < stop}
-
-    def _pause(self, reading: set[int]) -> None:
-        paused = {tp.partition for tp in self._reader.paused()}
-        if stop := [tp for p, tp in self._of.items() if p not in reading and p not in paused]:
-            self._reader.pause(*stop)
-        if go := [self._of[p] for p in reading & paused]:
-            self._reader.resume(*go)
 
     def close(self) -> None:
         self._reader.close()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,8 @@ class TopicOutput(LoopOutput):
             self._publisher.still_here(Claim(self._tenure.epoch, self._tenure.claimant))
             self._heartbeat = now + HEARTBEAT_SECONDS
 
-    def report(self, lags: Mapping[int, int]) -> None:
-        for partition, lag in lags.items():
-            LAG.labels(str(partition)).set(lag)
+    def report(self, lag: int) -> None:
+        LAG.set(lag)
         self._said = promotion_status(self._promotion)
         if self._promotion.checks is None:
             self._board.show()

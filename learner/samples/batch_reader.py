@@ -1,15 +1,14 @@
 # core
 """Finds the samples of micro-batches again on the topic.
 
-Each partition's messages are read in order and held until the last act that needs them. An act's batch is its rows
-less those to be left out. Micro-batches go through the partitions at about the same pace, so few messages are held at
-a time.
+Messages are read in order, and held until the last act that needs them: few at a time, since micro-batches are in that
+order too. An act's batch is its rows less those to be left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,12 +18,8 @@ from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
 from millrace.versions.decisions import Act, Learnt, Span
 
-AHEAD = 20_000
-"""Messages of one partition that are held before no more of it is asked for."""
-
 
 class TopicMessage(NamedTuple):
-    partition: int
     offset: int
     value: bytes
     headers: Sequence[tuple[str, bytes]] = ()
@@ -34,27 +29,25 @@ class SampleMessage(NamedTuple):
     """Samples to learn, and where they came from."""
 
     batch: SampleBatch
-    partition: int
     offset: int
     joined_ms: int = 0  # wall time; 0: unknown
 
 
 class TopicReading(Protocol):
-    """Some partitions of the topic that are being read, each in order."""
+    """A stretch of the topic that is being read in order."""
 
-    def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
-        """The next messages, in no order between partitions; none: all was read. ``ahead``: partitions of which enough
-        has come for now."""
+    def more(self) -> Sequence[TopicMessage]:
+        """The next messages; none: all was read."""
 
     def close(self) -> None: ...
 
 
 class Source(Protocol):
-    def first(self) -> Mapping[int, int]:
-        """The first offset that each partition has."""
+    def first(self) -> int:
+        """The first offset that the topic has."""
 
-    def open(self, wanted: Mapping[int, range]) -> TopicReading:
-        """Begins to read these offsets of these partitions."""
+    def open(self, wanted: range) -> TopicReading:
+        """Begins to read these offsets."""
 
 
 Decode = Callable[[TopicMessage], SampleBatch]
@@ -62,17 +55,14 @@ LeaveOut = Callable[[SampleBatch, Counter[str]], NDArray[np.bool_]]
 """Which rows of a batch are left out, (B,); counts under names of its own what it left out."""
 
 
-def wanted_by(acts: Iterable[Act]) -> dict[int, range]:
-    """The offsets that the acts need, by partition: from the first to the last.
+def wanted_by(acts: Iterable[Act]) -> range:
+    """The offsets that the acts need: from the first to the last.
 
-    >>> wanted_by([Learnt((Span(0, 7, 0, 3), Span(1, 2, 0, 1))), Learnt((Span(0, 9, 1, 2),))])
-    {0: range(7, 10), 1: range(2, 3)}
+    >>> wanted_by([Learnt((Span(7, 0, 3), Span(8, 0, 1))), Learnt((Span(10, 1, 2),))])
+    range(7, 11)
     """
-    found: dict[int, range] = {}
-    for span in _spans(acts):
-        at = found.get(span.partition, range(span.offset, span.offset))
-        found[span.partition] = range(min(at.start, span.offset), max(at.stop, span.offset + 1))
-    return found
+    offsets = [span.offset for span in _spans(acts)]
+    return range(min(offsets), max(offsets) + 1) if offsets else range(0)
 
 
 def _spans(acts: Iterable[Act]) -> Iterable[Span]:
@@ -101,9 +91,8 @@ class BatchReader:
         tick: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self._decode, self._leave_out, self._tick = decode, leave_out, tick
-        self._uses = Counter((span.partition, span.offset) for span in _spans(acts))
-        self._held: dict[tuple[int, int], TopicMessage | SampleBatch] = {}  # decoded: an act has had a part of it
-        self._of: Counter[int] = Counter()  # messages held, by partition
+        self._uses = Counter(span.offset for span in _spans(acts))
+        self._held: dict[int, TopicMessage | SampleBatch] = {}  # by offset; decoded: an act has had a part of it
         self._reading = source.open(wanted_by(acts))
         self.read = self.left_out = 0
         self.by: Counter[str] = Counter()
@@ -115,7 +104,7 @@ class BatchReader:
             SnapshotError: a message is not there any more, or is another one.
             SchemaError: it cannot be read.
         """
-        self._fetch({(span.partition, span.offset) for span in act.spans})
+        self._fetch({span.offset for span in act.spans})
         pieces = [self._piece(span) for span in act.spans]
         if not pieces:
             return None
@@ -140,27 +129,22 @@ class BatchReader:
     def close(self) -> None:
         self._reading.close()
 
-    def _fetch(self, needed: set[tuple[int, int]]) -> None:
+    def _fetch(self, needed: set[int]) -> None:
         missing = needed - self._held.keys()
         while missing:
-            lacking = {partition for partition, _ in missing}
-            ahead = {p for p, n in self._of.items() if n > AHEAD} - lacking
-            came = self._reading.more(ahead)
+            came = self._reading.more()
             if not came:
-                partition, offset = min(missing)
                 raise SnapshotError(
-                    f"message {offset} of partition {partition} of the samples is not there",
+                    f"message {min(missing)} of the samples is not there",
                     "name a --since after it; retention of the topic says how long samples are kept",
                 )
             for message in came:
-                at = (message.partition, message.offset)
-                if self._uses[at] and at not in self._held:
-                    self._held[at] = message
-                    self._of[message.partition] += 1
-                    missing.discard(at)
+                if self._uses[message.offset] and message.offset not in self._held:
+                    self._held[message.offset] = message
+                    missing.discard(message.offset)
 
     def _piece(self, span: Span) -> SampleBatch:
-        at = (span.partition, span.offset)
+        at = span.offset
         held = self._held[at]
         batch = self._decode(held) if isinstance(held, TopicMessage) else held
         self._uses[at] -= 1
@@ -168,10 +152,9 @@ class BatchReader:
             self._held[at] = batch
         else:
             del self._held[at]
-            self._of[span.partition] -= 1
         if span.stop > len(batch):
             raise SnapshotError(
-                f"message {span.offset} of partition {span.partition} has {len(batch)} rows, not {span.stop}",
+                f"message {span.offset} of the samples has {len(batch)} rows, not {span.stop}",
                 "the topic is not the one that was learnt from: name its broker",
             )
         return batch.take(np.arange(span.first, span.stop))

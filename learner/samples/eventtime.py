@@ -9,9 +9,9 @@ the window has passed. So each kind of sample proves an event time, by the promi
     positive                hold + disorder - slack, where clicks are held; else 0: it comes at once
     sent again for a page   attribution + disorder
 
-A partition's event time is the latest that any of its samples has proved. A partition holds whole users, and its
-samples come in the order of its events. So the label of an exposure is final when *its own* partition's time has passed
-the exposure by attribution + disorder: every click within the window and the allowed disorder has come.
+A partition of the stream's input has the latest event time that any of its samples has proved. It holds whole users,
+and its samples come in the order of its events. So the label of an exposure is final when *its own* partition's time
+has passed the exposure by attribution + disorder: every click within the window and the allowed disorder has come.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def proofs(waits: Waits) -> NDArray[np.int64]:
 class EventTime:
     """Event time over all partitions: a watermark (Akidau et al. 2015), the smallest of the partitions' times. A silent
     partition does not hold it back, else nothing would settle; its later samples may be behind the watermark. An
-    expected partition holds it until it has sent or is silent: a learner that catches up gets one partition's samples
-    before another's. Snapshots do not keep it; it restarts with a process."""
+    expected partition holds it until it has sent or is silent: its worker may be behind another. Snapshots do not keep
+    it; it restarts with a process."""
 
     def __init__(self, waits: Waits) -> None:
         self.now_ms = 0  # all partitions that are not silent have passed it; 0: nothing is known
@@ -57,11 +57,12 @@ class EventTime:
         for partition in partitions:
             self._by_partition.setdefault(partition, 0)
 
-    def hear(self, batch: SampleBatch, partition: int) -> None:
-        """Takes samples of a partition, in their order. They end its silence."""
-        if len(batch):
-            proved = int((batch.ts_ms + self._proofs[batch.policy, batch.kind]).max())
-            self._by_partition[partition] = max(self._by_partition.get(partition, 0), proved)
+    def hear(self, batch: SampleBatch) -> None:
+        """Takes samples, in their order. They end the silence of their partitions."""
+        proved = batch.ts_ms + self._proofs[batch.policy, batch.kind]  # (B,)
+        for partition in np.unique(batch.partition).tolist():
+            newest_ms = int(proved[batch.partition == partition].max())
+            self._by_partition[partition] = max(self._by_partition.get(partition, 0), newest_ms)
             self._silent.discard(partition)
 
     def silent(self, partitions: Iterable[int]) -> None:

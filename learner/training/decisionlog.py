@@ -4,8 +4,8 @@
 ::
 
     numbers     38    39    40    41    42    43    44    45
-    log         SamplesTaken Learnt Learnt Passed Learnt WentBack(41) Learnt ...
-    line              ────── ──────        (gone)              ──────     what the model in force has learnt
+    log         Learnt Learnt Learnt Passed Learnt WentBack(41) Learnt ...
+    line        ────── ────── ──────        (gone)              ──────     what the model in force has learnt
 
 The *line* is what led to the model as it is: learning it again from a snapshot gives the model to the bit, since
 learning depends on nothing else (:func:`learn_again`). Numbers never change: what is let go of the log, because a newer
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from learner.ranker.interfaces import Learning
 from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, SamplesTaken, Span
+from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, Span
 
 Places = NDArray[np.int64]
-"""Where rows lie on ``samples``: partition, offset and row within the message, (n, 3)."""
+"""Where rows lie on ``samples``: offset and row within the message, (n, 2)."""
 
 
 _NOTABLE = 200
@@ -39,47 +39,26 @@ class DecisionLog:
     Attributes:
         log: its name, which no other log has.
         newest: number of the newest decision; 0: there is none.
+        read: the next offset of ``samples``.
         notable: the newest ones that say more than what was learnt, for people.
         again: whether decisions are done once more: they have numbers and messages already.
     """
 
     def __init__(self) -> None:
-        self.log, self.newest, self.again = "", 0, False
+        self.log, self.newest, self.read, self.again = "", 0, 0, False
         self.notable: deque[Decided] = deque(maxlen=_NOTABLE)
         self._kept: list[Decided] = []  # the line, and what people want to know of
         self._unsent: list[Decided] = []
         self._sent: list[Decided] = []  # of which it is not known whether they are durable
-        self._ms = 0
-        self._run: tuple[int, int, int] | None = None  # messages read since the newest decision: as of a SamplesTaken
-
-    def read(self, partition: int, offset: int) -> None:
-        """A message of ``samples`` was read."""
-        run = self._run
-        if run is not None and run[0] == partition and offset >= run[2]:
-            self._run = (partition, run[1], offset + 1)
-        else:
-            self._end_run()
-            self._run = (partition, offset, offset + 1)
-
-    def _end_run(self) -> None:
-        """Messages that were read become a decision. Any other decision does it first, so that the order is kept."""
-        run, self._run = self._run, None
-        if run is not None:
-            self._add(SamplesTaken(*run), self._ms)
 
     def append(self, what: Decision, ms: int) -> int:
         """Its number. ``ms``: event time."""
-        self._end_run()
-        return self._add(what, ms)
-
-    def _add(self, what: Decision, ms: int) -> int:
-        self.newest, self._ms = self.newest + 1, ms
-        decided = Decided(self.newest, ms, what)
+        self.newest += 1
+        decided = Decided(self.newest, ms, what, self.read)
         if not self.again:
             self._unsent.append(decided)
-        if not isinstance(what, SamplesTaken):
-            self._kept.append(decided)
-        if not isinstance(what, SamplesTaken | Act):
+        self._kept.append(decided)
+        if not isinstance(what, Act):
             self.notable.append(decided)
         return self.newest
 
@@ -107,27 +86,25 @@ class DecisionLog:
         """What was decided since the newest snapshot: the line, and what people want to know of."""
         return LogPart(self.log, self._kept)
 
-    def go_on(self, log: str, newest: int) -> None:
-        """Goes on behind a snapshot that has decisions up to ``newest``."""
-        self.log, self.newest, self._run = log, newest, None
+    def go_on(self, log: str, newest: int, read: int) -> None:
+        """Goes on behind a snapshot that has decisions up to ``newest``, and samples before offset ``read``."""
+        self.log, self.newest, self.read = log, newest, read
         self._kept, self._unsent, self._sent = [], [], []
 
     def at(self, n: int) -> None:
         """The next decision has the number ``n``."""
-        self._run, self.newest = None, n - 1
+        self.newest = n - 1
 
     # -- sending ---------------------------------------------------------------------------------------------
 
     def take_unsent(self) -> LogPart:
         """Decisions that no message has taken yet: the caller's is the one."""
-        self._end_run()
         part, self._unsent = self._unsent, []
         self._sent += part
         return LogPart(self.log, part)
 
     @property
     def unsent(self) -> list[Decided]:
-        self._end_run()
         return self._unsent
 
     @property
@@ -156,36 +133,31 @@ def _number(decided: Decided) -> int:
 def spans_of(places: Places) -> tuple[Span, ...]:
     """The same rows as runs.
 
-    >>> [tuple(span) for span in spans_of(np.array([[0, 7, 0], [0, 7, 1], [0, 7, 3], [1, 2, 0]]))]
-    [(0, 7, 0, 2), (0, 7, 3, 4), (1, 2, 0, 1)]
+    >>> [tuple(span) for span in spans_of(np.array([[7, 0], [7, 1], [7, 3], [8, 0]]))]
+    [(7, 0, 2), (7, 3, 4), (8, 0, 1)]
     """
     return tuple(Span(*span) for span in runs(places).tolist())
 
 
 @compiled
 def runs(places: Places) -> Places:
-    """Spans (S, 4) of rows (n, 3)."""
-    spans = np.empty((len(places), 4), np.int64)
+    """Spans (S, 3) of rows (n, 2)."""
+    spans = np.empty((len(places), 3), np.int64)
     n = 0
     for i in range(len(places)):
-        new = i == 0
-        for column, last in ((0, 0), (1, 1), (2, 3)):
-            new |= places[i, column] != spans[n - 1, last]
-        if new:
-            spans[n, :3] = places[i]
+        if i == 0 or places[i, 0] != spans[n - 1, 0] or places[i, 1] != spans[n - 1, 2]:
+            spans[n, :2] = places[i]
             n += 1
-        spans[n - 1, 3] = places[i, 2] + 1
+        spans[n - 1, 2] = places[i, 1] + 1
     return spans[:n]
 
 
 def places_of(spans: Iterable[Span]) -> Places:
-    """The inverse of :func:`spans_of`. (n, 3)"""
+    """The inverse of :func:`spans_of`. (n, 2)"""
     runs = [
-        np.column_stack([np.full(len(rows), s.partition), np.full(len(rows), s.offset), rows])
-        for s in spans
-        for rows in (np.arange(s.first, s.stop),)
+        np.column_stack([np.full(len(rows), s.offset), rows]) for s in spans for rows in (np.arange(s.first, s.stop),)
     ]
-    return np.concatenate(runs).astype(np.int64) if runs else np.empty((0, 3), np.int64)
+    return np.concatenate(runs).astype(np.int64) if runs else np.empty((0, 2), np.int64)
 
 
 def same_rows(some: Places, others: Places) -> bool:
@@ -194,7 +166,7 @@ def same_rows(some: Places, others: Places) -> bool:
 
 
 def among(places: Places, spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Which of the rows (n, 3) are in the spans. (n,)"""
+    """Which of the rows (n, 2) are in the spans. (n,)"""
     wanted = set(map(tuple, places_of(spans).tolist()))
     return np.array([tuple(place) in wanted for place in places.tolist()], np.bool_)
 

@@ -44,8 +44,8 @@ class Progress:
     """What a version reports besides its tensors."""
 
     trained: int = 0
-    offsets: dict[int, int] = field(default_factory=dict)  # next offset of samples to read, by partition
-    logs: dict[str, str] = field(default_factory=dict)  # ids of the topics that the offsets are of
+    offset: int | None = None  # next of samples to read; None: from the beginning
+    log: str = ""  # id of the topic that the offset is of
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -206,8 +206,8 @@ class Versions:
         meta = self._meta(progress, published_ms) | {
             "spec": self.model.spec,
             "retrieval_clicks": -1 if self.model.head is None else self.model.head.clicks,
-            "offsets": {str(p): o for p, o in progress.offsets.items()},
-            "logs": progress.logs,
+            "offset": progress.offset,
+            "samples_log": progress.log,
             "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},
         }
         self._snapshot_version = self.version

@@ -53,7 +53,7 @@ class ClickCounts(NamedTuple):
 
 class MicroBatch(NamedTuple):
     batch: SampleBatch  # B rows
-    places: Places  # (B, 3) where its rows lie on the topic
+    places: Places  # (B, 2) where its rows lie on the topic
     joined_ms: Times  # (B,) when its samples were made
 
     def take(self, rows: NDArray[np.bool_]) -> MicroBatch:
@@ -106,8 +106,8 @@ class Trainer:
     def pending(self) -> int:
         return sum(len(b) for b in self._pending)
 
-    def take(self, batch: SampleBatch, partition: int = 0, joined_ms: int = 0, offset: int = 0) -> None:
-        """Queues what is new in a message of a partition, whose columns are those of the model's schema. ``joined_ms``:
+    def take(self, batch: SampleBatch, joined_ms: int = 0, offset: int = 0) -> None:
+        """Queues what is new in a message, whose columns are those of the model's schema. ``joined_ms``:
         when the message was made (wall time), for tracing alone. ``offset``: of the message."""
         fresh = self.repeats.first_time(batch)
         self.counts["repeated"] += len(batch) - int(np.count_nonzero(fresh))
@@ -122,11 +122,10 @@ class Trainer:
             return
         rows = np.flatnonzero(fresh)
         new = batch if fresh.all() else batch.take(rows)
-        places = np.empty((len(rows), 3), np.int64)
-        places[:, 0], places[:, 1], places[:, 2] = partition, offset, rows
+        places = np.column_stack([np.full(len(rows), offset), rows])
         over = np.zeros(len(new), np.bool_) if self.beyond is None else self.beyond(new)
         if self.served is not None:
-            self.served.take(new, partition, over)
+            self.served.take(new, over)
         if over.any():
             self.counts["over_limit"] += int(np.count_nonzero(over))
             new, places = new.take(~over), places[~over]
@@ -189,7 +188,7 @@ class Trainer:
 
     def cut_at(self, places: Places) -> MicroBatch:
         """The micro-batch of just these rows, in any order. Raises SnapshotError where they are not the next ones."""
-        queued = np.concatenate(self._places) if self._places else np.empty((0, 3), np.int64)
+        queued = np.concatenate(self._places) if self._places else np.empty((0, 2), np.int64)
         if not same_rows(queued[: len(places)], places):
             raise SnapshotError(f"the next {len(places)} rows are not those that were learnt", "rules have changed")
         return self._cut(len(places))

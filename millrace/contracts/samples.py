@@ -48,7 +48,7 @@ SCHEMA_HEADER = "schema"
 """Name of the Kafka header of a message of ``samples``: the id of the schema whose columns it has."""
 
 MAX_POSITION = MAX_OFFSET + MAX_ITEMS
-_FORM = 4
+_FORM = 5
 
 _DTYPES: dict[str, str] = {
     "page": "<i4",
@@ -68,6 +68,7 @@ _DTYPES: dict[str, str] = {
     "origin_ms": "<i8",
     "policy": "u1",
     "user_missing": "u1",
+    "partition": "<u2",
     "arm_name": "<u8",
     "odds": "<f4",
     "outcomes": "<f4",
@@ -101,6 +102,7 @@ class SampleBatch:
     origin_ms: NDArray[np.int64]  # (B,) wall time at which the labelling action was sent, 0 when none was
     policy: NDArray[np.uint8]  # (B,) code of the label policy (millrace/labels)
     user_missing: NDArray[np.uint8]  # (B,) bits of events.PROFILE_MISSING, WINDOWS_MISSING, NOT_READ; 0: all was there
+    partition: NDArray[np.uint16]  # (B,) of the stream's input that the row came from
     arm_name: NDArray[np.uint64]  # (B,) value hash of the name of the page's arm; 0: not said
     odds: NDArray[np.float32]  # (B,) of the item in its slot (millrace.evidence.exploration); 0: not said
     outcomes: NDArray[np.float32]  # (B, K)

@@ -1,9 +1,9 @@
 # core
 """The topics, in one place.
 
-``events``, ``page_logs``, ``users`` and ``samples`` have the same number of partitions and the same partitioner,
-so that one worker owns a user whole. They are created before any role consumes: a broker that creates topics by
-itself may give them unequal counts, and then joins are not co-partitioned.
+``events``, ``page_logs`` and ``users`` have the same number of partitions and the same partitioner, so that one worker
+owns a user whole. They are created before any role consumes: a broker that creates topics by itself may give them
+unequal counts, and then joins are not co-partitioned. ``samples`` has one partition: what is learnt has one order.
 
 Events, pages and samples are kept for :data:`KEPT_DAYS`, for readers that come later (repair, bisection, a shadow, a
 learner that was away). The embedded broker keeps less where its topics would exceed the setting ``broker_gib``.
@@ -14,6 +14,7 @@ Code and dead letters use these names. At the broker the setting ``prefix`` stan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from millrace.basics.durations import DAY_MS, HOUR_MS
@@ -47,7 +48,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(EVENTS, 0, _KEPT),
     Topic(PAGE_LOGS, 0, _KEPT),
     Topic(USERS, 0, (("cleanup.policy", "compact"),)),
-    Topic(SAMPLES, 0, _KEPT),
+    Topic(SAMPLES, 1, _KEPT),
     Topic(ITEMS, 1, (("cleanup.policy", "compact"),)),
     Topic(DEAD_LETTERS, 1, (("retention.ms", str(30 * DAY_MS)),)),
     # As long as the longest window: an older message has no live tile left. Reading the topic whole rebuilds the index.
@@ -58,6 +59,25 @@ TOPICS: tuple[Topic, ...] = (
     Topic(MODEL_DELTAS, 1, _KEPT),
     Topic(TRUTH, 1, _KEPT),
 )
+
+
+def miscounted(topics: Mapping[str, Topic], present: Mapping[str, int], many: int) -> list[tuple[str, str]]:
+    """Topics that have another number of partitions than they need: what is wrong, and the remedy. ``topics`` and
+    ``present``, the partitions that there are, by the broker's names; ``many``: by the settings.
+
+    >>> miscounted({"samples": Topic(SAMPLES, 1)}, {"samples": 4, "others": 2}, many=4)
+    [("topic 'samples' has 4 partitions where 1 is needed", 'remove the topic, which is made anew')]
+    """
+    found = []
+    for name, topic in topics.items():
+        needed = topic.partitions or many
+        if present.get(name, needed) != needed:
+            text = (
+                f"topic '{name}' has {present[name]} partitions where {needed} {'is' if needed == 1 else 'are'} needed"
+            )
+            ways = "" if topic.partitions else f"set MILLRACE_PARTITIONS to {present[name]}, or "
+            found.append((text, f"{ways}remove the topic, which is made anew"))
+    return found
 
 
 def unsafe_prefix(prefix: str) -> bool:

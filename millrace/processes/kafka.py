@@ -29,7 +29,7 @@ from millrace.connections.kafka_security import WHERE, security_of
 from millrace.connections.kafka_tokens import TokenSource
 from millrace.connections.refusals import no_tls, why
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import KEPT_DAYS, TOPICS, Topic
+from millrace.contracts.topics import KEPT_DAYS, TOPICS, Topic, miscounted
 from millrace.processes.patience import patience
 
 log = structlog.get_logger("kafka")
@@ -208,20 +208,19 @@ def cluster_id(address: str, timeout_seconds: float = 1.0) -> str:
 
 def create_topics(settings: Settings) -> list[str]:
     """Creates the missing topics, and checks that the co-partitioned ones have equal counts. Returns the names of the
-    created ones. Raises BrokerError when a topic has another number of partitions than the settings, or cannot be
+    created ones. Raises BrokerError when a topic has another number of partitions than it needs, or cannot be
     created."""
     with told(f"topics cannot be prepared at '{settings.kafka}'"), contextlib.closing(make_admin(settings)) as admin:
         present = {t["name"]: len(t["partitions"]) for t in admin.describe_topics()}
         topics = topics_of(settings)
-        wanted = {name: t.partitions or settings.partitions for name, t in topics.items()}
-        for name, count in wanted.items():
-            if present.get(name, count) != count:
-                raise BrokerError(
-                    f"topic '{name}' has {present[name]} partitions where {count} are needed",
-                    f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic",
-                )
+        for fault in miscounted(topics, present, settings.partitions):
+            raise BrokerError(*fault)
         missing = {
-            name: {"num_partitions": wanted[name], "replication_factor": -1, "configs": dict(t.config)}  # the broker's
+            name: {
+                "num_partitions": t.partitions or settings.partitions,
+                "replication_factor": -1,  # the broker's
+                "configs": dict(t.config),
+            }
             for name, t in topics.items()
             if name not in present
         }

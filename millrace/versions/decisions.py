@@ -1,12 +1,12 @@
 # core
 """What a learner decides, as records whose numbers never change.
 
-A model is a fold: a snapshot, the decisions behind it in order, and the samples that they name. Wall time and the order
-of polling decide where micro-batches end, and checks decide what is learnt. Both are facts once they are here: who
-learns again obeys them, and judges nothing again. ::
+A model is a fold: a snapshot, the decisions behind it in order, and the samples that were read before each. Wall time
+decides where micro-batches end, and checks decide what is learnt. Both are facts once they are here: who learns again
+obeys them, and judges nothing again. ::
 
-    snapshot 41 ─┬─ 42 SamplesTaken ─ 43 Learnt ─ 44 Passed ─ 45 Flushed ─┬─ 46 Learnt ─ 47 Refused ─ 48 WentBack(44) ─
-      (has 1..41)└─────────────── in the message of a delta ──────────────┘
+    snapshot 41 ─┬─ 42 Learnt ─ 43 Learnt ─ 44 Passed ─ 45 Flushed ─┬─ 46 Learnt ─ 47 Refused ─ 48 WentBack(44) ─
+      (has 1..41)└──────────── in the message of a delta ───────────┘
 
 Numbers rise over the whole life of a store. A process that goes on begins with :class:`Began`: what another had decided
 behind that place, and could not be done again, is void. What is decided is durable before anybody sees what follows
@@ -31,7 +31,6 @@ Row = Annotated[int, Meta(ge=0, le=1 << 20)]
 class Span(NamedTuple):
     """Rows ``first`` to ``stop`` (not included) of one message of ``samples``."""
 
-    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     first: Row
     stop: Row
@@ -41,15 +40,6 @@ class Began(Struct, frozen=True, array_like=True, tag="began"):
     """A process goes on behind decision ``after``. Those between it and this one are void."""
 
     after: int
-
-
-class SamplesTaken(Struct, frozen=True, array_like=True, tag="taken"):
-    """Messages ``first`` to ``stop`` (not included) of a partition of ``samples`` were read. What was repeated in them,
-    held out or beyond a limit is computed again when they are read again."""
-
-    partition: int
-    first: int
-    stop: int
 
 
 class Learnt(Struct, frozen=True, array_like=True, tag="learnt"):
@@ -146,7 +136,6 @@ class Adopted(Struct, frozen=True, array_like=True, tag="adopted"):
 
 Decision = (
     Began
-    | SamplesTaken
     | Learnt
     | Flushed
     | Passed
@@ -166,11 +155,13 @@ Act = Learnt | Flushed
 
 
 class Decided(Struct, frozen=True, array_like=True):
-    """A decision and its number. ``ms``: event time."""
+    """A decision and its number. ``ms``: event time. ``read``: samples before this offset had been read. What was
+    repeated in them, held out or beyond a limit is computed again when they are read again."""
 
     n: int
     ms: int
     what: Decision
+    read: int = 0
 
 
 class LogPart(NamedTuple):

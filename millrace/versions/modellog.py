@@ -117,7 +117,7 @@ def encode_decision_notes(epoch: int, claimant: str, part: LogPart) -> list[byte
 def encode_snapshot(note: Announcement) -> bytes:
     """The message of a snapshot, without what only a learner needs: a learner reads the manifest."""
     extra = {name: value for name, value in note.extra.items() if name == "rows"}
-    lean = msgspec.structs.replace(note, training=[], offsets={}, logs={}, extra=extra)
+    lean = msgspec.structs.replace(note, training=[], offset=None, samples_log="", extra=extra)
     message = _sealed(b"S", msgspec.json.encode(lean))
     if len(message) > MESSAGE_BYTES:  # some thousand parts: a reader finds them in the manifest
         message = _sealed(b"S", msgspec.json.encode(msgspec.structs.replace(lean, parts=[], clicks=ClickHistogram())))

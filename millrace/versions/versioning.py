@@ -64,8 +64,8 @@ class DecisionNote(Struct, frozen=True):
 
 class Announcement(Struct, frozen=True):
     """How a version describes itself: a message of ``model.deltas``, and a snapshot's manifest in the store. A message
-    leaves out what only a learner needs: ``training``, ``offsets``, ``logs``, and ``extra`` but for its ``rows``. A
-    delta has no ``spec``."""
+    leaves out what only a learner needs: ``training``, ``offset``, ``samples_log``, and ``extra`` but for its ``rows``.
+    A delta has no ``spec``."""
 
     kind: Literal["snapshot", "delta"]
     epoch: Epoch
@@ -88,8 +88,8 @@ class Announcement(Struct, frozen=True):
     held: bool = False  # snapshot: nobody may see it yet; a learner alone begins from it
     follows: Count = 0  # snapshot: offset of model.deltas behind the delta of this version
     log: str = ""  # snapshot: id of the topic that `follows` is an offset of; empty where the broker gives none
-    offsets: dict[str, Count] = {}  # snapshot: next offset of `samples` to read, by partition
-    logs: dict[str, str] = {}  # snapshot: ids of the topics that `offsets` are of
+    offset: Count | None = None  # snapshot: next of `samples` to read; None: from the beginning
+    samples_log: str = ""  # snapshot: id of the topic that `offset` is an offset of; empty as `log`
     extra: dict[str, Any] = {}  # snapshot: the learner's small state (counters), and `rows` of each table
 
     @property

@@ -162,6 +162,7 @@ def batch_of(sampled: Sequence[Sampled], shape: tuple[int, int, int]) -> SampleB
         origin_ms=each((s.origin_ms for s in sampled), np.int64),
         policy=each((s.policy for s in sampled), np.uint8),
         user_missing=each((s.page_log.user_missing for s in sampled), np.uint8),
+        partition=np.zeros(len(kind), np.uint16),
         arm_name=each((s.page_log.arm_name for s in sampled), np.uint64),
         odds=rows_of([i.odds[a * 4 : b * 4] for i, a, b in runs], "<f4"),
         outcomes=np.empty((len(kind), 0), np.float32),

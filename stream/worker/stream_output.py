@@ -3,7 +3,7 @@
 
 ::
 
-    emit ──► samples, dead-letters                        handed to the producer, their delivery is not awaited
+    emit, send_samples ──► dead-letters, samples          handed to the producer, their delivery is not awaited
     publish ──► Redis, features.items,         ┐
                 features.coclicks              │
     checkpoint ──► samples delivered ──►       ├ a queue; the worker takes messages meanwhile
@@ -26,10 +26,12 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -95,6 +97,9 @@ class WorkerOutput:
         self._settings, self._schema, self._commit_offsets = settings, schema, commit
         self._rates, self._says_arms = Rates.of(schema), settings.samples_say_arms
         self._of_schema = ((SCHEMA_HEADER, schema.id.encode()),)
+        layout = schema.layout
+        self._most_rows = max(1, MESSAGE_BYTES // (8 * layout.F + 4 * layout.N + 128))  # of samples, in a message
+        self._gathered: list[SampleBatch] = []  # of all partitions, for the next message
         self.checkpoints = CheckpointStore(settings.place("checkpoints"))
         self._outcomes = OutcomeFiles(self.checkpoints.store, schema, former(history, schema))
         self._lines: dict[int, CheckpointLine] = {}  # by partition that is ours
@@ -135,6 +140,7 @@ class WorkerOutput:
 
     def forget(self) -> None:
         """Another worker owns the partitions now: no checkpoint of ours will cover the messages sent."""
+        self._gathered.clear()
         self._sent.clear()
         self._removed.clear()
         self._lines.clear()
@@ -155,19 +161,33 @@ class WorkerOutput:
     # ------------------------------------------------------------------ at once
 
     async def emit(self, number: int, output: StepOutput) -> None:
-        """Sends samples and dead letters; the next checkpoint waits for their delivery."""
+        """Sends dead letters, and gathers samples until there are enough for a message, or :meth:`send_samples`. The
+        next checkpoint waits for their delivery."""
         count(output)
         told = await self._told(number, output)
-        sent = self._sent[number]
         if output.samples is not None and len(output.samples):
             joined(output.samples, wall_ms())
             told.insert(0, output.samples)
         for samples in told:
-            for part in parts(samples):
-                message = part.to_bytes(self._rates, self._says_arms)
-                sent.append(await self._send(SAMPLES, message, number, headers=self._of_schema))
+            if len(samples):
+                self._gathered.append(replace(samples, partition=np.full(len(samples), number, np.uint16)))
+        if sum(map(len, self._gathered)) >= self._most_rows:
+            await self.send_samples()
+        sent = self._sent[number]
         for dead_letter in output.dead:
             sent.append(await self._send(DEAD_LETTERS, dead_letter_bytes(dead_letter), 0, dead_letter.reason.encode()))
+
+    async def send_samples(self) -> None:
+        """Sends the samples that were gathered, of all partitions in one message, or in few."""
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        whole, rows = SampleBatch.concat(gathered), self._most_rows
+        for part in (whole.take(slice(start, start + rows)) for start in range(0, len(whole), rows)):
+            message = part.to_bytes(self._rates, self._says_arms)
+            sent = await self._send(SAMPLES, message, 0, headers=self._of_schema)
+            for number in np.unique(part.partition).tolist():
+                self._sent[number].append(sent)
 
     async def _told(self, number: int, output: StepOutput) -> list[SampleBatch]:
         """Does what is due with the files of outcomes. Returns what is told; adds to the dead letters of ``output``."""
@@ -258,9 +278,10 @@ class WorkerOutput:
             sent.append(await self._send(FEATURES_ITEMS, to_msgpack(message), 0, str(number).encode()))
         await asyncio.gather(*sent)
 
-    def checkpoint(self, turn: Turn, due: Checkpoint) -> None:
-        """Reads the state now; writes it when earlier jobs are done."""
+    async def checkpoint(self, turn: Turn, due: Checkpoint) -> None:
+        """Reads the state now; writes it when earlier jobs are done. Samples that it covers are sent before."""
         started = time.monotonic()
+        await self.send_samples()
         number, partition, line = turn.number, turn.partition, self._lines[turn.number]
         offsets, logs, journal = dict(partition.offsets), dict(line.logs), partition.journal
         assert journal is not None
@@ -305,14 +326,6 @@ class Rotation:
         start = self._from if self._from < 1.0 else 0.0
         self._from, self._at_s = min(1.0, start + min(since_s / REPUBLISH_SECONDS, REPUBLISH_AT_ONCE)), now_s
         return counted.part(start, self._from)
-
-
-def parts(samples: SampleBatch) -> Iterator[SampleBatch]:
-    """Splits ``samples`` into pieces that fit into a message."""
-    width = 8 * samples.cat.shape[1] + 4 * samples.num.shape[1] + 128
-    rows = max(1, MESSAGE_BYTES // width)
-    for start in range(0, len(samples), rows):
-        yield samples.take(slice(start, start + rows)) if len(samples) > rows else samples
 
 
 def profiles_of(settings: Settings, schema: Schema, number: int) -> list[User]:

@@ -211,6 +211,7 @@ class StreamWorker:
         for turn in self.turns:
             for due in turn.inbound(self._reads(turn), self._now()):
                 await self._do(turn, due)
+        await self.outlet.send_samples()
         reads = [(turn, self._reads(turn)) for turn in self.turns]
         self._check_broker([read for _, of in reads for read in of.values()])
         for turn, of in reads:
@@ -241,7 +242,7 @@ class StreamWorker:
             case Publish():
                 self.outlet.publish(turn, due)
             case Checkpoint():
-                self.outlet.checkpoint(turn, due)
+                await self.outlet.checkpoint(turn, due)
 
     async def _emit(self, turn: Turn, output: StepOutput) -> None:
         self.alarms.note(turn.number, output, self._now().steady_s)

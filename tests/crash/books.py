@@ -52,7 +52,6 @@ from millrace.versions.decisions import (
     LogPart,
     Refused,
     RolledBack,
-    SamplesTaken,
     Span,
     WentBack,
     decode_decisions,
@@ -204,7 +203,7 @@ class Books:
     # -- updates ---------------------------------------------------------------------------------------------
 
     def _updates(self, found: Balance) -> Exposures:
-        rows: dict[tuple[int, int], list[Row]] = {}
+        rows: dict[int, list[Row]] = {}
         sent: Exposures = {}
 
         def visit(record: Any) -> None:
@@ -215,7 +214,7 @@ class Books:
             # Of a page whose user was not read: as a follow-up it teaches nothing.
             kinds = np.where(batch.user_missing & NOT_READ, FOLLOW_UP, batch.kind)
             named = zip(batch.ids(), kinds.tolist(), strict=True)
-            rows[record.partition, record.offset] = [(*place, kind) for place, kind in named]
+            rows[record.offset] = [(*place, kind) for place, kind in named]
             _note(sent, batch.ids(), batch.ts_ms, batch.policy, batch.kind)
 
         settings = self._loop.settings
@@ -306,20 +305,17 @@ def _by_reason(ledger: Ledger, loop: CrashLoop) -> Counter[str]:
     return +found
 
 
-def account_updates(found: Balance, decided: list[Decided], rows: dict[tuple[int, int], list[Row]]) -> None:
+def account_updates(found: Balance, decided: list[Decided], rows: dict[int, list[Row]]) -> None:
     """Whether each row of the topic is in one micro-batch that is in force, or in quarantine, and in no second one.
 
     Args:
         decided: in force, in their order.
-        rows: of each message of ``samples``, by partition and offset.
+        rows: of each message of ``samples``, by offset.
     """
     learnt: list[tuple[int, Span]] = []  # decision, rows
     apart: list[Span] = []
-    taken: dict[int, int] = {}  # offsets read, by partition
     for each in decided:
         match each.what:
-            case SamplesTaken(partition=partition, stop=stop):
-                taken[partition] = max(stop, taken.get(partition, 0))
             case Learnt(spans=spans):
                 learnt += [(each.n, span) for span in spans]
             case Refused(spans=spans):
@@ -329,24 +325,19 @@ def account_updates(found: Balance, decided: list[Decided], rows: dict[tuple[int
                 learnt = [(n, span) for n, span in learnt if n <= to]
             case RolledBack() | Adopted():
                 found.wrong.append(f"decision {each.n} took a model back by hand: {each.what}")
+    taken = max((each.read for each in decided), default=0)
     times = Counter(row for _, span in learnt for row in _rows_of(span, rows))
     known = set(times) | {row for span in apart for row in _rows_of(span, rows)}
-    read = {
-        row
-        for (partition, offset), those in rows.items()
-        if offset < taken.get(partition, 0)
-        for row in those
-        if row[2] < FOLLOW_UP
-    }
-    unread = [at for at, those in rows.items() if at[1] >= taken.get(at[0], 0) and any(r[2] < FOLLOW_UP for r in those)]
+    read = {row for offset, those in rows.items() if offset < taken for row in those if row[2] < FOLLOW_UP}
+    unread = [at for at, those in rows.items() if at >= taken and any(r[2] < FOLLOW_UP for r in those)]
     found.updates = len(times)
     found.doubled += [f"{row} is in {n} micro-batches" for row, n in times.items() if n > 1]
     found.lost += [f"{row} is in no micro-batch" for row in sorted(read - known)]
     found.lost += [f"samples at {at} were never read" for at in unread]
 
 
-def _rows_of(span: Span, rows: dict[tuple[int, int], list[Row]]) -> list[Row]:
-    return rows.get((span.partition, span.offset), [])[span.first : span.stop]
+def _rows_of(span: Span, rows: dict[int, list[Row]]) -> list[Row]:
+    return rows.get(span.offset, [])[span.first : span.stop]
 
 
 def _note(told: Exposures, ids: Iterable[tuple[str, int]], *columns: Any) -> None:

@@ -7,63 +7,59 @@ from typing import Any
 import pytest
 
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE
-from millrace.versions.decisions import Decided, Learnt, Refused, SamplesTaken, Span, WentBack
+from millrace.versions.decisions import Decided, Learnt, Refused, Span, WentBack
 from tests.crash.books import Balance, Told, account_archive, account_updates
 
 ROWS = {
-    (0, 0): [("a", 0, NEGATIVE), ("a", 1, POSITIVE), ("a", 1, FOLLOW_UP)],
-    (0, 1): [("b", 0, NEGATIVE)],
-    (1, 0): [("c", 0, NEGATIVE), ("b", 0, CORRECTION)],
+    0: [("a", 0, NEGATIVE), ("a", 1, POSITIVE), ("a", 1, FOLLOW_UP)],
+    1: [("b", 0, NEGATIVE)],
+    2: [("c", 0, NEGATIVE), ("b", 0, CORRECTION)],
 }
-TAKEN = [SamplesTaken(0, 0, 2), SamplesTaken(1, 0, 1)]
-FIRST, SECOND, THIRD = Span(0, 0, 0, 2), Span(0, 1, 0, 1), Span(1, 0, 0, 2)
+FIRST, SECOND, THIRD = Span(0, 0, 2), Span(1, 0, 1), Span(2, 0, 2)
 
 
-def account(*what: Any, rows: dict[tuple[int, int], Any] = ROWS) -> Balance:
+def account(*what: Any, rows: dict[int, Any] = ROWS, read: int = 3) -> Balance:
     found = Balance()
-    account_updates(found, [Decided(n, 0, each) for n, each in enumerate(what, 1)], rows)
+    account_updates(found, [Decided(n, 0, each, read) for n, each in enumerate(what, 1)], rows)
     return found
 
 
 def test_each_labelled_row_in_one_micro_batch_is_a_balance() -> None:
-    found = account(*TAKEN, Learnt((FIRST, SECOND)), Learnt((THIRD,)))
+    found = account(Learnt((FIRST, SECOND)), Learnt((THIRD,)))
     assert (found.lost, found.doubled, found.wrong, found.updates) == ([], [], [], 5)
 
 
 def test_rows_in_quarantine_are_not_lost_nor_are_those_that_went_there_when_the_model_went_back() -> None:
-    refused = Refused((SECOND,), "labels", 2.0, 1.0, back=3)
-    found = account(*TAKEN, Learnt((FIRST,)), Learnt((THIRD,)), refused, WentBack(3))
+    refused = Refused((SECOND,), "labels", 2.0, 1.0, back=1)
+    found = account(Learnt((FIRST,)), Learnt((THIRD,)), refused, WentBack(1))
     assert (found.lost, found.doubled, found.updates) == ([], [], 2)
-    released = account(
-        *TAKEN, Learnt((FIRST,)), Learnt((THIRD,)), refused, WentBack(3), Learnt((SECOND, THIRD), of="1")
-    )
+    released = account(Learnt((FIRST,)), Learnt((THIRD,)), refused, WentBack(1), Learnt((SECOND, THIRD), of="1"))
     assert (released.lost, released.doubled, released.updates) == ([], [], 5)
 
 
 @pytest.mark.parametrize("left_out", [FIRST, SECOND, THIRD])
 def test_a_row_in_no_micro_batch_is_lost(left_out: Span) -> None:
-    found = account(*TAKEN, Learnt(tuple(span for span in (FIRST, SECOND, THIRD) if span != left_out)))
+    found = account(Learnt(tuple(span for span in (FIRST, SECOND, THIRD) if span != left_out)))
     assert len(found.lost) == left_out.stop - left_out.first
     assert not found.doubled
 
 
 def test_a_row_in_two_micro_batches_is_doubled_wherever_it_lies() -> None:
-    found = account(*TAKEN, Learnt((FIRST, SECOND, THIRD)), Learnt((SECOND,)))
+    found = account(Learnt((FIRST, SECOND, THIRD)), Learnt((SECOND,)))
     assert found.doubled == ["('b', 0, 0) is in 2 micro-batches"]
-    again = account(SamplesTaken(0, 0, 3), TAKEN[1], Learnt((FIRST, SECOND, THIRD)), rows=ROWS | {(0, 2): ROWS[0, 1]})
+    again = account(Learnt((FIRST, SECOND, THIRD)), rows=ROWS | {3: ROWS[1]}, read=4)
     assert (again.lost, again.doubled) == ([], []), "a message that the stream wrote again is read, and not learnt"
     twice = account(
-        SamplesTaken(0, 0, 3),
-        TAKEN[1],
-        Learnt((FIRST, SECOND, THIRD, Span(0, 2, 0, 1))),
-        rows=ROWS | {(0, 2): ROWS[0, 1]},
+        Learnt((FIRST, SECOND, THIRD, Span(3, 0, 1))),
+        rows=ROWS | {3: ROWS[1]},
+        read=4,
     )
     assert len(twice.doubled) == 1
 
 
 def test_a_message_that_was_not_read_is_lost() -> None:
-    found = account(TAKEN[1], Learnt((THIRD,)))
-    assert found.lost == ["samples at (0, 0) were never read", "samples at (0, 1) were never read"]
+    found = account(Learnt((FIRST,)), read=1)
+    assert found.lost == ["samples at 1 were never read", "samples at 2 were never read"]
 
 
 def test_what_the_archive_gives_is_what_was_sent() -> None:

@@ -487,10 +487,10 @@ class Refusals(Case):
     def feed(self, subject: Quarantine, piece: int) -> Any:
         for k in range(4):
             refusal = GateRefusal("labels" if piece + k & 2 else "auc", piece / 3, 1.0)
-            subject.keep(8 * piece + k, refusal, (Span(k, 50 - piece, 0, 9), Span(k, piece, 1, 3)), (piece, k), piece)
+            subject.keep(8 * piece + k, refusal, (Span(50 - piece, 0, 9), Span(60 + piece, 1, 3)), (piece, k), piece)
         gone = subject.remove([subject.entries()[0].name])
         if piece == 5:
-            gone += subject.forget_behind({1: 48, 2: 10, 3: 60})
+            gone += subject.forget_behind(48)
         return gone, subject.entries(), subject.spans(subject.entries()[-1].name), subject.lost_rows
 
 

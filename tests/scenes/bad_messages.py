@@ -368,7 +368,7 @@ def bad_announcements(schema: Schema, ts_ms: int) -> Iterator[Bad]:
     note = json_fields(
         kind="delta", epoch=0, version=5, claimant="nobody", parent="0" * 64, hash="1" * 64, digest="2" * 64, size=10,
         schema_id=schema.id, spec={"model": "wide_deep"}, event_ms=ts_ms, trained=1, clicks=ClickHistogram.of([ts_ms]),
-        published_ms=ts_ms, parts=[], training=[], follows=3, log="", offsets={}, logs={},
+        published_ms=ts_ms, parts=[], training=[], follows=3, log="", offset=0, samples_log="",
         extra={},
     )  # fmt: skip
     snapshot = note | json_fields(kind="snapshot", parent="3" * 64, hash="3" * 64)

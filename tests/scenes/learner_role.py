@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from learner.gate import checks
@@ -82,11 +84,12 @@ class Role:
 
 
 def send(settings: Settings, *partitions: list[SampleBatch]) -> None:
-    """Sends to partition 0, 1, ...; within one a learner takes them in this order."""
+    """Sends samples of the stream's partitions 0, 1, ...; a learner takes them in this order."""
     producer = make_producer(settings)
     for number, batches in enumerate(partitions):
         for batch in batches:
-            producer.send(SAMPLES, batch.to_bytes(), partition=number)
+            one = replace(batch, partition=np.full(len(batch), number, np.uint16))
+            producer.send(SAMPLES, one.to_bytes(), partition=0)
     producer.flush()
     producer.close()
 

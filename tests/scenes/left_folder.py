@@ -41,7 +41,6 @@ from millrace.versions.decisions import (
     Refused,
     Released,
     RolledBack,
-    SamplesTaken,
     Saved,
     Span,
     WentBack,
@@ -160,10 +159,9 @@ def messages(folder: Path, now_ms: int) -> dict[str, list[bytes | None]]:
     return found
 
 
-SPANS = (Span(0, 3, 0, 5), Span(1, 4, 2, 3))
+SPANS = (Span(3, 0, 5), Span(4, 2, 3))
 DECISIONS: tuple[Decision, ...] = (
     Began(3),
-    SamplesTaken(1, 4, 9),
     Learnt(SPANS, 8, "00000003-labels", True),
     Flushed(),
     Passed(),
@@ -183,13 +181,13 @@ DECISIONS: tuple[Decision, ...] = (
 
 def rest(folder: Path) -> None:
     """What a short run does not leave: each decision, refused rows, pages that Kafka does not have, settings."""
-    decided = [Decided(n, 1000 + n, what) for n, what in enumerate(DECISIONS)]
+    decided = [Decided(n, 1000 + n, what, 10 * n) for n, what in enumerate(DECISIONS)]
     (folder / "decisions").write_bytes(encode_decisions("a log", decided))
     found = messages(folder / "broker" / "topics", now_ms=0)
     batch = SampleBatch.from_bytes(found[SAMPLES][0])
     quarantine = Quarantine(Store(folder / "quarantine"), load_schema(folder / "schema.toml").id)
     quarantine.samples_log = "a topic"
-    quarantine.keep(7, GateRefusal("labels", 2.5, 1.5, "labels"), [Span(0, 3, 0, len(batch))], (1, 2), 3)
+    quarantine.keep(7, GateRefusal("labels", 2.5, 1.5, "labels"), [Span(3, 0, len(batch))], (1, 2), 3)
     quarantine.write_list()
     quarantine.copy(quarantine.entries()[-1].name, batch)
     (folder / "quarantine.state").write_bytes(quarantine.snapshot())

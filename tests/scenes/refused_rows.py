@@ -25,4 +25,4 @@ def rows(n: int, first: int = 0) -> SampleBatch:
 
 def spans(n: int, offset: int = 0) -> tuple[Span, ...]:
     """So many rows of one message."""
-    return (Span(1, 40 + offset, 0, n),)
+    return (Span(40 + offset, 0, n),)

@@ -181,8 +181,8 @@ class Ledger:
         except SchemaError:  # the learner passes it over as well
             self.unread[SAMPLES] += 1
             return
-        self._time.hear(batch, record.partition)
-        self._time.silent([record.partition])  # nothing more will come: the newest partition tells the time
+        self._time.hear(batch)
+        self._time.silent(batch.partition.tolist())  # nothing more will come: the newest partition tells the time
         arms = np.where(batch.version < 0, ARMS.index(LOGGED), batch.arm)  # (B,)
         columns = zip(
             batch.ids(), batch.kind.tolist(), batch.score.tolist(), arms.tolist(), batch.ts_ms.tolist(),

@@ -28,8 +28,8 @@ from millrace.basics.errors import SettingError, StoreError
 from millrace.basics.store import AbsentError, Store
 from millrace.contracts import schemabook
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import EVENTS, SAMPLES
-from millrace.processes.kafka import make_reader, topic_ids
+from millrace.contracts.topics import EVENTS, SAMPLES, miscounted
+from millrace.processes.kafka import make_reader, topic_ids, topics_of
 from millrace.processes.profiles import MARKS, PLACE, STATE, UNFINISHED, WRITING, lived
 
 _REMEDY = "name an empty folder"
@@ -141,12 +141,8 @@ def _refuse_topic(settings: Settings, topic: str) -> None:
             f"topic '{name}' at '{settings.kafka}' holds {held:,} messages, which would be counted once more",
             "name an empty broker, or a MILLRACE_PREFIX of its own",
         )
-    if len(assigned) != settings.partitions:
-        raise SettingError(
-            f"topic '{name}' at '{settings.kafka}' has {len(assigned)} partitions, the settings say"
-            f" {settings.partitions}",
-            f"set MILLRACE_PARTITIONS to {len(assigned)}, or remove the topic",
-        )
+    for fault in miscounted(topics_of(settings), {name: len(assigned)}, settings.partitions):
+        raise SettingError(*fault)
 
 
 def _first_of(folder: Path) -> str:

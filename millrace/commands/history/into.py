@@ -210,7 +210,7 @@ class _Pupil:
             "counts": dict(self.trainer.counts),
             "columns": msgspec.to_builtins(self.model.columns),
         }
-        progress = Progress(self.learnt_rows, {}, {}, extra)
+        progress = Progress(self.learnt_rows, extra=extra)
         write_root(
             ModelStore(settings.place("models")),
             Versions(self.model, claimant=_NAME),

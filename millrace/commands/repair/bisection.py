@@ -33,12 +33,12 @@ _AGE_MS = 1_800_000
 
 @dataclass(frozen=True, slots=True)
 class StretchSamples:
-    """Which samples a stretch has: rows, exposures from and to (ms), and offsets by partition (to: not included)."""
+    """Which samples a stretch has: rows, exposures from and to (ms), and offsets (to: not included)."""
 
     rows: int
     from_ms: int
     to_ms: int
-    offsets: dict[int, tuple[int, int]]
+    offsets: tuple[int, int]
 
 
 class Bisection:
@@ -81,14 +81,13 @@ class Bisection:
         return rows
 
     def _before(self, rows: int) -> Iterator[SampleBatch]:
-        uses = {(s.partition, s.offset) for act in self.acts if isinstance(act, Learnt) for s in act.spans}
+        uses = {s.offset for act in self.acts if isinstance(act, Learnt) for s in act.spans}
         rows_each = max(1.0, self.line.rows / max(1, len(uses)))
-        offsets, first = {int(p): o for p, o in self.line.start.offsets.items()}, self._source.first()
-        back = round(rows / rows_each / max(1, len(offsets)))
-        wanted = {p: range(max(first.get(p, 0), stop - back), stop) for p, stop in offsets.items()}
-        with contextlib.closing(self._source.open({p: at for p, at in wanted.items() if at})) as reading:
-            while came := reading.more(()):
-                yield from map(self._decode, sorted(came, key=lambda message: (message.partition, message.offset)))
+        stop = self.line.start.offset or 0
+        wanted = range(max(self._source.first(), stop - round(rows / rows_each)), stop)
+        with contextlib.closing(self._source.open(wanted)) as reading:
+            while came := reading.more():
+                yield from map(self._decode, came)
 
     def points(self) -> list[tuple[Point, Announcement]]:
         """The figure at each kept version, oldest first. One that a learner has removed meanwhile is passed over."""
@@ -115,8 +114,9 @@ class Bisection:
         for batch in self._batches(begin, end):
             there.add(batch)
             times.append((int(batch.ts_ms.min()), int(batch.ts_ms.max())))
-        offsets = {p: (at.start, at.stop) for p, at in sorted(wanted_by(self.acts[begin:end]).items())}
-        samples = StretchSamples(there.rows, min(first for first, _ in times), max(last for _, last in times), offsets)
+        at = wanted_by(self.acts[begin:end])
+        first_ms, last_ms = min(first for first, _ in times), max(last for _, last in times)
+        samples = StretchSamples(there.rows, first_ms, last_ms, (at.start, at.stop))
         return samples, self._standouts(there, begin, end)
 
     def _standouts(self, there: Tally, begin: int, end: int) -> list[Standout]:

@@ -78,7 +78,7 @@ def rows_until(
     """The newest ``most`` exposures up to a time, each with its last known label.
 
     Args:
-        batches: messages, each partition's in order: all that is known of an exposure lies in one.
+        batches: messages, in order.
         members: exposures that it holds out, no others; None: all.
     """
     found: list[SampleBatch] = []

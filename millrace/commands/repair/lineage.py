@@ -23,7 +23,6 @@ from learner.samples.batch_reader import rows_in
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.commands.repair.without import time_of
-from millrace.contracts.topics import SAMPLES
 from millrace.versions.decisions import Act
 from millrace.versions.modelstore import Announcement, ModelStore
 
@@ -118,7 +117,7 @@ def check_one_model(line: Lineage) -> None:
 def _changed(note: Announcement, end: Announcement) -> str:
     if note.schema_id != end.schema_id:
         return "the schema"
-    old, new = note.logs.get(SAMPLES), end.logs.get(SAMPLES)
+    old, new = note.samples_log, end.samples_log
     if old and new and old != new:  # offsets of another log would name other samples
         return "the log of samples"
     missing: Any = object()

@@ -71,7 +71,7 @@ def check_there(line: Lineage, source: Source) -> None:
         for k, act in enumerate(line.acts)
         if isinstance(act, Learnt)
         for span in act.spans
-        if span.offset < first.get(span.partition, 0)
+        if span.offset < first
     ]
     if not gone:
         return
@@ -81,8 +81,8 @@ def check_there(line: Lineage, source: Source) -> None:
     if whole is not None:
         remedy = f"name a --since of {time_of(whole.event_ms)} or later: version {whole.version} can be gone on from"
     raise SnapshotError(
-        f"samples since version {line.start.version} are gone: partition {span.partition} needs offset {span.offset}, "
-        f"the topic begins with {first[span.partition]}",
+        f"samples since version {line.start.version} are gone: they begin at offset {span.offset}, "
+        f"the topic at {first}",
         remedy,
     )
 
@@ -177,7 +177,7 @@ def keep(to: ModelStore, begun: Begun, done: Repaired, without: Without, publish
         "left_out": done.left_out,
     }
     extra = {n: v for n, v in end.extra.items() if n != "way_back"} | {"counts": counts, "repair": told}
-    progress = Progress(trained, {int(p): o for p, o in end.offsets.items()}, dict(end.logs), extra)
+    progress = Progress(trained, end.offset, end.samples_log, extra)
     highest = max(to.highest(), Place(0, end.version), key=lambda place: place.number).number
     versions = Versions(done.model, end.epoch, CLAIMANT, highest)
     note = write_root(to, versions, progress, done.beside, published_ms)

@@ -25,7 +25,6 @@ from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
 from millrace.contracts.schemabook import SchemaBook
 from millrace.contracts.settings import Settings
-from millrace.contracts.topics import SAMPLES
 from millrace.evidence.learners import REPAIRED
 from millrace.processes.wall import wall_ms
 from millrace.reports.progress import bars
@@ -54,7 +53,7 @@ class Scene:
         book = SchemaBook(settings.place(schemabook.PLACE), writes=False)
         self.schema = _schema_of(settings, book, end.schema_id)
         self._former = FormerSamples(self.schema, book, Viewpoint.of(settings))
-        self.source: Source = SampleTopic(settings, end.logs.get(SAMPLES, ""))
+        self.source: Source = SampleTopic(settings, end.samples_log)
 
     def line(self) -> Lineage:
         line = lineage(self.store, self.since_ms, self._of)
@@ -166,8 +165,7 @@ def run_bisect(settings: Settings, since: str, figure: str = "auc", of: int | No
     )
     if search.move(stretch.begin.value, stretch.end.value) < SMALL[figure]:
         say(f"  less than {SMALL[figure]:g}: that may be chance, or the world; what follows need not be to blame")
-    for partition, (first, stop) in samples.offsets.items():
-        say(f"  samples, partition {partition}: offsets {first} to {stop - 1}")
+    say(f"  offsets {samples.offsets[0]} to {samples.offsets[1] - 1} of samples")
     for one in what[:_SHOWN]:
         say(f"  {one}")
     if not what:

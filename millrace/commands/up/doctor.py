@@ -190,8 +190,7 @@ def _services(settings: Settings, there: Mapping[str, Any]) -> list[Finding]:
         found.append(ok("redis", f"'{without_password(settings.redis)}' answers"))
         clocks["Redis"] = answer.value
     if present is not None:
-        wanted = {name: t.partitions or settings.partitions for name, t in topics_of(settings).items()}
-        found += findings.judge_topics(present, wanted, bool(there))
+        found += findings.judge_topics(present, topics_of(settings), settings.partitions, bool(there))
     for name, ask in of_http.items():
         said = ask()
         if said.value is None:

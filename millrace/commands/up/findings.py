@@ -15,6 +15,7 @@ from millrace.basics.ranking_metrics import ROLLING_ROWS
 from millrace.contracts.carry import same_tiles
 from millrace.contracts.clock import EventClock
 from millrace.contracts.schema import Schema
+from millrace.contracts.topics import Topic, miscounted
 
 State = Literal["ok", "note", "mend"]
 
@@ -102,14 +103,12 @@ def judge_schema(schema: Schema, kept: Schema | None = None) -> list[Finding]:
     return found
 
 
-def judge_topics(present: Mapping[str, int], wanted: Mapping[str, int], running: bool) -> list[Finding]:
-    """Topics by name at the broker, with their numbers of partitions; while roles are ``running``, no topic may be
-    missing."""
-    found = []
-    for name, count in wanted.items():
-        if name in present and present[name] != count:
-            text = f"topic '{name}' has {present[name]} partitions where {count} are needed"
-            found.append(mend("topics", text, f"set MILLRACE_PARTITIONS to {present[name]}, or remove the topic"))
+def judge_topics(
+    present: Mapping[str, int], wanted: Mapping[str, Topic], partitions: int, running: bool
+) -> list[Finding]:
+    """Topics by name at the broker, ``present`` with their numbers of partitions; while roles are ``running``, no topic
+    may be missing."""
+    found = [mend("topics", *fault) for fault in miscounted(wanted, present, partitions)]
     missing = [name for name in wanted if name not in present]
     if missing and running:
         found.append(mend("topics", f"missing: {', '.join(missing)}", "make them: millrace dev topics"))

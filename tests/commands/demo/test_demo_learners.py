@@ -75,7 +75,7 @@ def test_two_learners_make_the_pages_of_their_arms_and_learn_from_those_alone(tm
     assert [newest[name].spec["model"] for name in OWN_ARM] == ["wide_resnet", "logistic"]
     for name, note in newest.items():
         # Each row that it has read is learnt, or another arm's.
-        read_up = [arm for (partition, offset), arm in rows(samples, pages) if offset < note.offsets[str(partition)]]
+        read_up = [arm for offset, arm in rows(samples, pages) if offset < (note.offset or 0)]
         counts = Counter(note.extra["counts"])
         own = sum(arm == OWN_ARM[name] for arm in read_up)
         assert counts["trained"] + counts["skipped"] == own > 1000, counts
@@ -110,23 +110,21 @@ def logged(settings: Settings) -> Iterator[PageLog]:
     return iter(found)
 
 
-def labelled(settings: Settings) -> list[tuple[int, int, SampleBatch]]:
-    """Samples by partition and offset."""
-    found: list[tuple[int, int, SampleBatch]] = []
-    read_all(settings, SAMPLES, lambda r: found.append((r.partition, r.offset, SampleBatch.from_bytes(r.value))))
+def labelled(settings: Settings) -> list[tuple[int, SampleBatch]]:
+    """Samples by offset."""
+    found: list[tuple[int, SampleBatch]] = []
+    read_all(settings, SAMPLES, lambda r: found.append((r.offset, SampleBatch.from_bytes(r.value))))
     return found
 
 
-def rows(
-    samples: list[tuple[int, int, SampleBatch]], pages: dict[str, PageLog]
-) -> Iterator[tuple[tuple[int, int], str]]:
+def rows(samples: list[tuple[int, SampleBatch]], pages: dict[str, PageLog]) -> Iterator[tuple[int, str]]:
     """Where each row lies, and its arm as the page log has it. A sample that came twice counts once."""
     seen = set()
-    for partition, offset, batch in samples:
+    for offset, batch in samples:
         for (request, position), kind in zip(batch.ids(), batch.kind.tolist(), strict=True):
             if kind != FOLLOW_UP and (request, position, kind) not in seen:
                 seen.add((request, position, kind))
-                yield (partition, offset), pages[request].arm_name or pages[request].arm
+                yield offset, pages[request].arm_name or pages[request].arm
 
 
 def learnt(settings: Settings, name: str) -> Announcement:

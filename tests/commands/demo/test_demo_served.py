@@ -222,9 +222,9 @@ def test_the_newest_rows_of_an_arm_are_those_that_the_learner_judges() -> None:
         made = replace(
             made, score=score, cat=np.zeros((n, layout.F), np.int64), num=np.zeros((n, layout.N), np.float32)
         )
-        record: Any = SimpleNamespace(partition=0, offset=number, timestamp=T0, value=made.to_bytes())
+        record: Any = SimpleNamespace(offset=number, timestamp=T0, value=made.to_bytes())
         ledger.sample_message(record)
-        live.take(made, 0)
+        live.take(made)
     live.enter(model)
     live.settle()
     for arm in ("model", "control"):

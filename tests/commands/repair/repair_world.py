@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Never
 
@@ -38,30 +38,29 @@ SPEC = {
 
 
 class MemoryTopic:
-    """Messages of ``samples`` by partition; offsets count up."""
+    """Messages of ``samples`` by offset, which counts up."""
 
     def __init__(self) -> None:
-        self.messages: dict[tuple[int, int], bytes] = {}
-        self.begins: dict[int, int] = {}
+        self.messages: dict[int, bytes] = {}
+        self.begins = 0
 
-    def send(self, partition: int, batch: SampleBatch) -> int:
-        offset = sum(p == partition for p, _ in self.messages)
-        self.messages[partition, offset] = batch.to_bytes()
-        self.begins.setdefault(partition, 0)
+    def send(self, batch: SampleBatch) -> int:
+        offset = len(self.messages)
+        self.messages[offset] = batch.to_bytes()
         return offset
 
-    def first(self) -> Mapping[int, int]:
+    def first(self) -> int:
         return self.begins
 
-    def open(self, wanted: Mapping[int, range]) -> MemoryTopic._Reading:
-        keys = [k for k in self.messages if k[1] in wanted.get(k[0], ()) and k[1] >= self.begins[k[0]]]
-        return self._Reading([TopicMessage(*key, self.messages[key]) for key in sorted(keys)])
+    def open(self, wanted: range) -> MemoryTopic._Reading:
+        offsets = [offset for offset in self.messages if offset in wanted and offset >= self.begins]
+        return self._Reading([TopicMessage(offset, self.messages[offset]) for offset in sorted(offsets)])
 
     class _Reading:
         def __init__(self, left: list[TopicMessage]) -> None:
             self._left = left[::-1]
 
-        def more(self, ahead: Collection[int]) -> Sequence[TopicMessage]:
+        def more(self) -> Sequence[TopicMessage]:
             return [self._left.pop()] if self._left else []
 
         def close(self) -> None: ...
@@ -71,15 +70,15 @@ def decode(message: TopicMessage) -> SampleBatch:
     return SampleBatch.from_bytes(message.value)
 
 
-class _NothingTaken:
+class _NothingBehind:
     """Samples behind a snapshot that has all that was read."""
 
-    def messages(self, partition: int, first: int, stop: int) -> Iterator[Never]:
-        raise SnapshotError(f"offset {first} of partition {partition} was never read", "it is read when it comes")
+    def upto(self, stop: int) -> Iterator[Never]:
+        raise SnapshotError(f"offset {stop - 1} was never read", "it is read when it comes")
 
 
 class Live:
-    """Trainer, versions and store as the role connects them. ``script`` has what was done: ("take", partition, offset)
+    """Trainer, versions and store as the role connects them. ``script`` has what was done: ("take", offset)
     and ("act", act); ``at`` how much of it each snapshot came after."""
 
     def __init__(self, folder: str | Path, topic: MemoryTopic, spec: Mapping[str, Any] = SPEC) -> None:
@@ -92,17 +91,17 @@ class Live:
     def _start(self, found: FoundSnapshot | None) -> None:
         model = model_of(SCHEMA, self.spec, 0) if found is None else found.model
         self.trainer = Trainer(model, Progressive(1000), Repeats(HOUR_MS), 64)
-        self.offsets: dict[int, int] = {}
+        self.offset: int | None = None
         if found is not None:
             self.trainer.resume(found.training, found.note.extra["counts"])
-            self.offsets = {int(p): o for p, o in found.note.offsets.items()}
+            self.offset = found.note.offset
         highest = self.store.highest()
         self.versions = Versions(model, highest.epoch + 1, version=highest.number)
         quarantine = Quarantine(Store(f"{self.store.url}-quarantine"), SCHEMA.id)
         self.gate = Promotion(self.trainer, self.versions, self.store, None, quarantine, self._build, self._progress)
         self._watched()
         possible = self.gate.begin(found)
-        Replay(self.gate.state, self.store, _NothingTaken()).run([], possible)
+        Replay(self.gate.state, self.store, _NothingBehind()).run([], possible)
         root = self.gate.start(0)
         assert root is not None
         self.at[root.note.version] = len(self.script)
@@ -125,16 +124,14 @@ class Live:
 
     def _progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(counts.get("trained", 0), dict(self.offsets), {}, {"counts": counts})
+        return Progress(counts.get("trained", 0), self.offset, "", {"counts": counts})
 
-    def take(self, partition: int, batch: SampleBatch) -> None:
+    def take(self, batch: SampleBatch) -> None:
         """A message is sent, and read."""
-        offset = self.topic.send(partition, batch)
-        self.script.append(("take", partition, offset))
-        self.trainer.take(
-            decode(TopicMessage(partition, offset, self.topic.messages[partition, offset])), partition, 0, offset
-        )
-        self.offsets[partition] = offset + 1
+        offset = self.topic.send(batch)
+        self.script.append(("take", offset))
+        self.trainer.take(decode(TopicMessage(offset, self.topic.messages[offset])), 0, offset)
+        self.offset = offset + 1
 
     def learn(self, rows: int) -> None:
         """One micro-batch of so many rows at most, if any row waits."""
@@ -180,15 +177,15 @@ def twin(live: Live, start: Announcement, without: Without) -> Trainer:
     for k, (what, *args) in enumerate(live.script):
         late = k >= live.at[start.version]
         if what == "take":
-            partition, offset = args
-            batch = decode(TopicMessage(partition, offset, live.topic.messages[partition, offset]))
+            (offset,) = args
+            batch = decode(TopicMessage(offset, live.topic.messages[offset]))
             stay = ~without.rows(batch) if late else np.ones(len(batch), np.bool_)
-            trainer.take(batch.take(stay), partition, 0, offset)
+            trainer.take(batch.take(stay), 0, offset)
         elif isinstance(args[0], Learnt):
             places = places_of(args[0].spans)
             rows = [
-                decode(TopicMessage(p, o, live.topic.messages[p, o])).take(np.array([row]))
-                for p, o, row in places.tolist()
+                decode(TopicMessage(offset, live.topic.messages[offset])).take(np.array([row]))
+                for offset, row in places.tolist()
             ]
             gone = without.rows(SampleBatch.concat(rows)) if late else np.zeros(len(rows), np.bool_)
             trainer.batch_rows = int(len(rows) - gone.sum())

@@ -29,6 +29,7 @@ from millrace.contracts.clock import EventClock
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema, shop_schema
 from millrace.contracts.settings import Settings
+from millrace.contracts.topics import EVENTS, ITEMS, Topic
 from millrace.labels import Waits
 from millrace.processes.wall import wall_ms
 from millrace.versions.decisions import Decided, Learnt
@@ -135,7 +136,7 @@ def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:
     served = ServedExposures(SHOP, Segments(SHOP, {}), Waits(10**9, 10**9, 0), 1000, 6000)
     model = OnlineModel(SHOP, {"model": "logistic"}, 0)
     for n in range(6):
-        served.take(batch(2000, f"shown {n}"), 0)
+        served.take(batch(2000, f"shown {n}"))
         served.enter(model)
     assert 0.4 * ServedExposures.most_bytes(1000, 6000) < served.nbytes <= ServedExposures.most_bytes(1000, 6000)
 
@@ -172,7 +173,7 @@ def test_a_schema_that_counts_nothing_and_one_that_the_state_is_not_of() -> None
     ],
 )
 def test_topics(present: dict[str, int], running: bool, state: str, words: str) -> None:
-    (found,) = findings.judge_topics(present, {"events": 4, "items": 1}, running)
+    (found,) = findings.judge_topics(present, {"events": Topic(EVENTS, 0), "items": Topic(ITEMS, 1)}, 4, running)
     assert found.state == state
     assert words in found.text
 

@@ -137,9 +137,13 @@ def later(policy: str = "wait", ms: int = 10**8) -> Iterator[tuple[int, SampleBa
         yield partition, replace(one, policy=np.full(1, POLICIES.index(policy), np.uint8), kind=np.zeros(1, np.uint8))
 
 
+def of(partition: int, batch: SampleBatch) -> SampleBatch:
+    return replace(batch, partition=np.full(len(batch), partition, np.uint16))
+
+
 def feed(found: ServedExposures, messages: Any) -> None:
     for partition, batch in messages:
-        found.take(batch, partition)
+        found.take(of(partition, batch))
         found.enter(MODEL)
 
 
@@ -152,7 +156,7 @@ def test_figures_are_those_of_the_same_exposures_under_every_policy(policy: str)
     found, rng = served(newest), np.random.default_rng(1)
     found.time.expect(range(PARTITIONS))
     for partition, samples in labelled(batch, policy, seed=2):
-        found.take(samples, partition)
+        found.take(of(partition, samples))
         if rng.random() < 0.5:
             found.enter(MODEL)
         if rng.random() < 0.1:
@@ -201,8 +205,8 @@ def test_what_a_user_beyond_the_limit_did_leaves_the_figures() -> None:
     made = exposures(20, 6)
     waits = replace(made, user=np.repeat(bots[1:], 20), ts_ms=made.ts_ms + 2 * 10**8)
     beyond = exposures(2, 7)
-    found.take(waits, 0)
-    found.take(replace(beyond, user=bots), 0, np.ones(2, np.bool_))
+    found.take(waits)
+    found.take(replace(beyond, user=bots), np.ones(2, np.bool_))
     found.enter(MODEL)
     assert found.waiting == 20
     found.settle()
@@ -359,12 +363,12 @@ def test_event_time_is_what_samples_prove() -> None:
     assert set(table[:, PAGE].tolist()) == {360 * SECOND_MS}, "a page is sent again when its labels are final"
     time = EventTime(WAITS)
     assert time.advance() == 0
-    time.hear(one_row(50, "a"), 0)
-    time.hear(one_row(10, "a"), 0)
+    time.hear(of(0, one_row(50, "a")))
+    time.hear(of(0, one_row(10, "a")))
     assert time.advance() == START_MS + 50 * SECOND_MS
-    time.hear(one_row(20, "b"), 1)
+    time.hear(of(1, one_row(20, "b")))
     assert time.advance() == START_MS + 50 * SECOND_MS, "it never goes back"
-    time.hear(one_row(70, "c"), 0)
+    time.hear(of(0, one_row(70, "c")))
     assert time.advance() == START_MS + 50 * SECOND_MS
     time.silent([0, 1])
     assert time.advance() == START_MS + 70 * SECOND_MS, "the silent follow the newest"

@@ -32,7 +32,7 @@ from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.versions.decisions import Act, Decided, Learnt, LogPart, SamplesTaken, decode_decisions, in_force
+from millrace.versions.decisions import Act, Decided, Learnt, LogPart, decode_decisions, in_force
 from millrace.versions.image import Image
 from millrace.versions.modelstore import Announcement, Array, ModelStore, Place
 from millrace.versions.packing import unpack
@@ -184,6 +184,7 @@ class Broker:
         self.samples: dict[int, SampleBatch] = {}
         self.decided: list[Decided] = []
         self.first = 0  # offset of the oldest message that retention has left
+        self.at = 0  # the next that a learner reads again
         self.loses, self.lost = 0, False  # how many messages of decisions it loses next; whether it has
         self.away = False  # whether it gives no samples again
         self.write: Callable[[], None] = lambda: None  # called before each write
@@ -201,11 +202,12 @@ class Broker:
             self.lost = False
             raise BrokerError("a message was lost", "it is sent again")
 
-    def messages(self, partition: int, first: int, stop: int) -> Iterator[SampleMessage]:
-        if first < self.first:
-            raise SnapshotError("samples are gone", "keep them longer")
-        for offset in range(first, stop):
-            yield SampleMessage(self.samples[offset], partition, offset)
+    def upto(self, stop: int) -> Iterator[SampleMessage]:
+        while self.at < stop:
+            if self.at < self.first:
+                raise SnapshotError("samples are gone", "keep them longer")
+            yield SampleMessage(self.samples[self.at], self.at)
+            self.at += 1
 
     def learnt_again(self, learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
         for one in learnt:
@@ -242,7 +244,7 @@ class Scene:
         self.offset = 0
         if found is not None:
             self.trainer.resume(found.training, found.note.extra.get("counts", {}))
-            self.offset = found.note.offsets.get("0", 0)
+            self.offset = found.note.offset or 0
         self.versions = Versions(model, 1, "me", self.store.highest().number)
         self.screen, self.shift, self.heldout = PlannedScreen(), PlannedShift(self.stretch), PlannedHeldout()
         self.shift.refuses, self.heldout.base = self.refuses, self.share
@@ -269,10 +271,10 @@ class Scene:
         log = self.promotion.state.log
         self.replay = Replay(self.promotion.state, self.store, self.broker)
         behind, _ = in_force(self.broker.decided, log.newest)
+        self.broker.at = self.offset
         self.replay.run(self.broker.decided, possible)
         self.begun_at = behind[self.replay.done - 1].n if self.replay.done else log.newest - 1
-        taken = [d.what.stop for d in behind[: self.replay.done] if isinstance(d.what, SamplesTaken)]
-        self.offset = max([self.offset, self.broker.first, *taken[-1:]])
+        self.offset = max(self.broker.at, self.broker.first)
         self.replayed(self)
         root = self.promotion.start(0)
         if root is not None:
@@ -285,7 +287,7 @@ class Scene:
 
     def progress(self) -> Progress:
         counts = dict(self.trainer.counts)
-        return Progress(counts.get("trained", 0), {0: self.offset}, {}, {"counts": counts})
+        return Progress(counts.get("trained", 0), self.offset, "", {"counts": counts})
 
     @property
     def model(self) -> OnlineModel:
@@ -308,7 +310,7 @@ class Scene:
     def take(self, batch: SampleBatch, step: bool = True) -> None:
         """The next message of the topic."""
         self.messages[self.offset] = batch
-        self.promotion.take(batch, 0, 0, self.offset)
+        self.promotion.take(batch, 0, self.offset)
         self.offset += 1
         while step and self.promotion.step() is not None:
             pass

@@ -461,9 +461,9 @@ def test_what_was_refused_before_an_adopted_model_began_stays(tmp_path: Path) ->
     scene = Scene(tmp_path / "one", stretch=BATCH)
     learn(scene, *(batch(n, page=POISON if n % 2 else "page") for n in range(4)))
     _, found = beside(scene, "b")
-    extra = found.note.extra | {"began": {"0": 2}}
+    extra = found.note.extra | {"began": 2}
     adopt(scene, replace(found, note=msgspec.structs.replace(found.note, extra=extra)))
-    assert [places[:, 1].tolist() for _, places in scene.kept] == [[1] * BATCH]
+    assert [places[:, 0].tolist() for _, places in scene.kept] == [[1] * BATCH]
 
 
 # -- restarts --------------------------------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def gated(schema: Schema, folder: Path) -> Promotion:
     settings = Settings(data=str(folder), gate="on", heldout_share=0.1)
     model = OnlineModel(schema, SPEC, 0)
     trainer = Trainer(model, Progressive(1000), Repeats(10**9), 512)
-    versions, progress = Versions(model, 1, "me"), Progress(0, {}, {}, {})
+    versions, progress = Versions(model, 1, "me"), Progress()
     store, quarantine = ModelStore(folder / "models"), Quarantine(Store(folder / "quarantine"), schema.id)
     return Promotion(trainer, versions, store, Checks.of(settings, schema), quarantine, build, lambda: progress)
 
@@ -492,7 +492,7 @@ def test_the_state_of_a_gate_is_bound_to_its_schema(tmp_path: Path) -> None:
     root = one.start(0)
     assert root is not None
     for seed in range(5):
-        one.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, 0, seed)
+        one.take(make_samples(2048, seed, start_ms=START_MS + seed * MINUTE_MS), 0, seed)
         while one.step() is not None:
             one.delta(0)
     one.commands.hold()

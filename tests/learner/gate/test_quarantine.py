@@ -114,14 +114,14 @@ def test_rows_that_join_a_removed_entry_are_in_a_new_one(tmp_path: Path) -> None
 
 def test_what_is_read_again_is_judged_again(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "s")
-    kept.keep(1, LABELS, [Span(0, 5, 0, 4), Span(0, 6, 1, 3)], (0, 0), 1)
-    kept.keep(2, TENSOR, [Span(0, 7, 0, 9)], (0, 0), 1)
-    kept.keep(3, LABELS, [Span(1, 2, 0, 8)], (0, 0), 1)  # a partition that is read from its beginning
-    kept.keep(4, GateRefusal("auc", 0.5, 0.6), [Span(2, 3, 2, 3)], (0, 0), 1)
-    assert kept.forget_behind({0: 6, 2: 9}) == 2 + 9 + 8
+    kept.keep(1, LABELS, [Span(5, 0, 4), Span(6, 1, 3)], (0, 0), 1)
+    kept.keep(2, TENSOR, [Span(7, 0, 9)], (0, 0), 1)
+    kept.keep(3, LABELS, [Span(8, 0, 8)], (0, 0), 1)
+    kept.keep(4, GateRefusal("auc", 0.5, 0.6), [Span(3, 2, 3)], (0, 0), 1)
+    assert kept.forget_behind(6) == 2 + 9 + 8
     assert [(e.name, e.rows, kept.spans(e.name)) for e in kept.entries()] == [
-        ("00000001-labels", 4, [Span(0, 5, 0, 4)]),
-        ("00000004-auc", 1, [Span(2, 3, 2, 3)]),
+        ("00000001-labels", 4, [Span(5, 0, 4)]),
+        ("00000004-auc", 1, [Span(3, 2, 3)]),
     ]
     kept.keep(5, GateRefusal("auc", 0.5, 0.6), spans(1), (0, 0), 1)
     assert kept.entries()[-1].name == "00000005-auc", "what is refused then has a cause of its own"
@@ -145,7 +145,7 @@ def test_beyond_its_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
 def test_entries_of_a_row_each_have_a_bound_too(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "s", most_bytes=10_000)
     for n in range(100):
-        kept.keep(n, GateRefusal("absurd", 1.0, 0.0), [Span(0, n, 0, 1)], (n, n), n)
+        kept.keep(n, GateRefusal("absurd", 1.0, 0.0), [Span(n, 0, 1)], (n, n), n)
         kept.close()
     assert 10 < len(kept.entries()) < 20
     assert kept.lost_rows == 100 - kept.rows
@@ -249,7 +249,7 @@ def test_a_deleted_user_is_in_no_copy(url: str) -> None:
     assert forget_user(kept.store, 1) == 13
     batch, lay = kept.read_copy("00000007-labels")
     assert same(batch, whole.take(np.array([0, 1, 2, 6, 7, 8, 9])))
-    assert lay == [Span(1, 41, 0, 3), Span(1, 41, 6, 10)], "the others are where they were"
+    assert lay == [Span(41, 0, 3), Span(41, 6, 10)], "the others are where they were"
     assert len(kept.read_copy("00000008-auc")[0]) == 10
     assert len(kept.read_copy("00000012-numbers")[0]) == 0
     assert forget_user(kept.store, 1) == 0
@@ -288,10 +288,10 @@ def test_copies_of_no_entry_go(url: str) -> None:
 
 def test_rows_that_left_an_entry_are_not_in_its_copy(tmp_path: Path) -> None:
     kept = Quarantine(Store(tmp_path), "s")
-    kept.keep(1, LABELS, [Span(0, 5, 0, 4), Span(0, 6, 0, 4)], (0, 0), 1)
+    kept.keep(1, LABELS, [Span(5, 0, 4), Span(6, 0, 4)], (0, 0), 1)
     whole = rows(8)
     kept.copy("00000001-labels", whole)
-    kept.forget_behind({0: 6})
+    kept.forget_behind(6)
     batch, lay = kept.read_copy("00000001-labels")
-    assert lay == [Span(0, 5, 0, 4)]
+    assert lay == [Span(5, 0, 4)]
     assert same(batch, whole.take(slice(0, 4)))

@@ -101,7 +101,7 @@ def messages() -> list[SampleMessage]:
     made = [make_samples(40 + n, n, start_ms=START_MS + n * 600_000) for n in range(30)]
     made = [replace(batch, policy=np.full(len(batch), n % len(POLICIES), np.uint8)) for n, batch in enumerate(made)]
     made[::3] = [replace(batch, cat=np.ones_like(batch.cat), num=np.ones_like(batch.num)) for batch in made[::3]]
-    return [SampleMessage(SampleBatch.from_bytes(b.to_bytes()), n % 2, n // 2) for n, b in enumerate(made)]
+    return [SampleMessage(SampleBatch.from_bytes(b.to_bytes()), n) for n, b in enumerate(made)]
 
 
 def compiled_after_a_rehearsal(folder: Path) -> list[str]:

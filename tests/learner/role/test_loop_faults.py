@@ -30,9 +30,9 @@ def learner(tmp_path: Path) -> Learner:
     """It has learnt some rows, waits for more, and has no broker."""
     learner = Learner(Settings(data=str(tmp_path), heldout_share=0.0), SCHEMA)
     learner.loop.promotion.begin(None)
-    learner.loop.promotion.take(make_samples(100, 0), 0, 0, 0)
+    learner.loop.promotion.take(make_samples(100, 0), 0, 0)
     learner.loop.learn(drain=True)
-    learner.loop.promotion.take(make_samples(50, 1), 0, 0, 1)
+    learner.loop.promotion.take(make_samples(50, 1), 0, 1)
     return learner
 
 

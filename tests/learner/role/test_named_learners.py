@@ -95,7 +95,7 @@ def written(place: str, spec: dict[str, Any], **extra: Any) -> Learning:
     model = model_of(SCHEMA, spec, 0)
     model.learn(make_samples(200, 0))
     versions = Versions(model, 1, "some", store.highest().number)
-    write_root(store, versions, Progress(200, {0: 7}, {}, {"counts": {"trained": 200}, **extra}), {}, MS)
+    write_root(store, versions, Progress(200, 7, "", {"counts": {"trained": 200}, **extra}), {}, MS)
     return model
 
 
@@ -105,7 +105,7 @@ def test_a_restart_with_unchanged_settings_goes_on_with_an_adopted_model(tmp_pat
     shadow = written(settings.of_learner("b").place("models"), wanted_spec(settings.of_learner("b"), SCHEMA))
     found = newest_of("b", settings, SCHEMA)
     assert found.model.snapshot()[0].same_bits(shadow.snapshot()[0]) == ""
-    assert found.note.offsets == {"0": 7}
+    assert found.note.offset == 7
 
     note = adopted("b", found.note, wanted)
     written(settings.place("models"), found.model.spec, adopted=note)
@@ -145,7 +145,7 @@ def test_a_class_is_never_imported_because_a_snapshot_names_it(tmp_path: Path) -
     model = model_of(SCHEMA, {"model": "logistic"}, 0)
     versions = Versions(model, 1, "some", -1)
     store = ModelStore(settings.of_learner("b").place("models"))
-    note = write_root(store, versions, Progress(0, {}, {}, {}), {}, MS)
+    note = write_root(store, versions, Progress(), {}, MS)
     name = f"snapshot-{note.epoch:08d}-{note.version:016d}.manifest"
     store.store.put(name, msgspec.structs.replace(note, spec={"model": own}))
     before = set(sys.modules)
@@ -228,9 +228,9 @@ def test_a_model_of_the_same_shape_begins_as_the_first_and_another_with_the_olde
     like = learner(settings, "wide_deep", dense_rate=0.01)
     assert like.trainer.model.snapshot()[0].same_bits(first.snapshot()[0]) == ""
     assert like.trainer.model.spec["dense_rate"] == 0.01
-    assert (like.samples.offsets, like.trainer.counts["trained"]) == ({0: 7}, 200)
+    assert (like.samples.offset, like.trainer.counts["trained"]) == (7, 200)
     other = learner(settings, "logistic")
-    assert (other.samples.offsets, other.trainer.counts["trained"]) == ({}, 0)
+    assert (other.samples.offset, other.trainer.counts["trained"]) == (None, 0)
     # What share of pages was held out before is not known: these are not compared on.
     assert other.compares_from_ms == first.newest_ms > like.compares_from_ms == 0
 
@@ -308,7 +308,7 @@ def test_life_of_a_learner_beside_the_first(tmp_path: Path, monkeypatch: pytest.
         notes = [newest(place) for place in (models, others)]
         assert [n.spec["model"] for n in notes if n is not None] == ["wide_deep", "logistic"]
         held = [n.extra["counts"]["held_out"] for n in notes if n is not None]
-        assert [set(n.extra["began"].values()) for n in notes if n is not None] == [{0}, {0}], "the oldest samples"
+        assert [n.extra["began"] for n in notes if n is not None] == [0, 0], "the oldest samples"
         assert held[0] == held[1] > 0, "the same pages"
         # Of the held-out rows those that are half an hour old: some of the first five messages'.
         assert 0 < compared["rows"] < held[0]

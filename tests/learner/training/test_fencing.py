@@ -318,5 +318,5 @@ def test_samples_of_another_log_are_read_from_the_beginning(
     assert note is not None
     assert note.epoch == 2
     assert note.extra["counts"]["repeated"] == 100
-    assert note.offsets == {"0": 2}
+    assert note.offset == 2
     assert sum("another log" in line["event"] for line in lines) == 1

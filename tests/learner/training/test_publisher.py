@@ -32,7 +32,6 @@ from millrace.versions.decisions import (
     Rebased,
     Refused,
     Released,
-    SamplesTaken,
     Span,
     WentBack,
     decode_decisions,
@@ -103,7 +102,7 @@ def test_behind_a_delta_that_was_lost_what_was_delivered_before_it_will_do(made:
 
 
 def part_of(count: int, spans: int = 1) -> LogPart:
-    return LogPart("one", [Decided(n, n, Learnt((Span(0, n, 0, 9),) * spans, 9)) for n in range(1, count + 1)])
+    return LogPart("one", [Decided(n, n, Learnt((Span(n, 0, 9),) * spans, 9)) for n in range(1, count + 1)])
 
 
 def test_decisions_go_in_messages_of_their_own_that_have_a_bound(made: tuple[Publisher, Producer]) -> None:
@@ -199,7 +198,7 @@ def test_a_broker_that_deletes_no_records_is_reported_once(
 
 
 def learnt(n: int) -> Learnt:
-    return Learnt((Span(n % 4, n, 0, 10),), 10)
+    return Learnt((Span(n, 0, 10),), 10)
 
 
 def numbers(line: list[Decided]) -> list[int]:
@@ -221,41 +220,34 @@ def test_numbers_stay_when_older_ones_are_let_go() -> None:
     assert numbers(log.line(2988)) == [2989, 2990, 3001]
 
 
-def test_messages_that_were_read_come_before_what_follows_from_them() -> None:
+def test_a_decision_says_how_far_samples_had_been_read() -> None:
     log = DecisionLog()
-    for partition, offset in ((0, 5), (0, 6), (0, 9), (1, 2), (0, 7), (0, 6)):  # a gap holds nothing; 6 is read again
-        log.read(partition, offset)
-    log.append(Flushed(), 9)
-    assert [d.what for d in log.unsent] == [
-        *(SamplesTaken(0, 5, 10), SamplesTaken(1, 2, 3), SamplesTaken(0, 7, 8), SamplesTaken(0, 6, 7)),
-        Flushed(),
-    ]
-    log.read(0, 8)
-    assert numbers(log.unsent) == [1, 2, 3, 4, 5, 6], "what was read last needs nothing behind it"
+    for read in (7, 7, 9):
+        log.read = read
+        log.append(Flushed(), 9)
+    assert [(d.n, d.read) for d in log.unsent] == [(1, 7), (2, 7), (3, 9)]
 
 
 def test_what_led_on_from_a_snapshot_has_the_line_and_what_people_ask_for() -> None:
     log = DecisionLog()
     log.log = "one"
-    log.read(0, 1)
     log.append(learnt(1), 0)
     log.append(Rebased("time"), 0)
     log.append(learnt(2), 0)
     log.append(Flushed(), 0)
-    assert numbers(log.line(2)) == [4, 5], "a rebase changes nothing of the model itself"
-    assert numbers(log.cut(3)) == [4, 5]
-    assert log.kept == LogPart("one", [Decided(2, 0, learnt(1)), Decided(3, 0, Rebased("time"))])
+    assert numbers(log.line(1)) == [3, 4], "a rebase changes nothing of the model itself"
+    assert numbers(log.cut(2)) == [3, 4]
+    assert log.kept == LogPart("one", [Decided(1, 0, learnt(1)), Decided(2, 0, Rebased("time"))])
 
 
 def test_a_log_goes_on_behind_a_snapshot() -> None:
     log = DecisionLog()
     log.append(learnt(1), 0)
-    log.go_on("two", 41)
+    log.go_on("two", 41, 7)
     assert (log.log, log.newest, log.line(-1), log.unsent) == ("two", 41, [], [])
-    log.read(0, 3)
     log.at(50)  # as where others were made, and are void
     assert log.append(Began(41), 7) == 50
-    assert [d.what for d in log.unsent] == [Began(41)]
+    assert log.unsent == [Decided(50, 7, Began(41), 7)]
 
 
 # -- sending -----------------------------------------------------------------------------------------------------
@@ -291,12 +283,11 @@ def test_what_a_lost_message_may_have_had_is_sent_again_in_order() -> None:
 def test_what_is_done_once_more_is_not_sent_once_more() -> None:
     log = DecisionLog()
     log.again = True
-    log.read(0, 4)
-    assert log.append(learnt(1), 0) == 2
-    assert (log.unsent, numbers(log.line(0))) == ([], [2])
+    assert log.append(learnt(1), 0) == 1
+    assert (log.unsent, numbers(log.line(0))) == ([], [1])
     log.again = False
-    log.append(Began(2), 0)
-    assert numbers(log.unsent) == [3]
+    log.append(Began(1), 0)
+    assert numbers(log.unsent) == [2]
 
 
 def test_decisions_travel_as_they_are() -> None:
@@ -304,7 +295,7 @@ def test_decisions_travel_as_they_are() -> None:
         "one",
         [
             *(Decided(1, 7, learnt(3)), Decided(2, 8, Rebased("person")), Decided(3, 8, Began(1))),
-            *(Decided(4, 9, Refused((Span(0, 3, 1, 2),), "auc", 0.5, 0.6, "", 1)), Decided(5, 9, WentBack(1))),
+            *(Decided(4, 9, Refused((Span(3, 1, 2),), "auc", 0.5, 0.6, "", 1)), Decided(5, 9, WentBack(1))),
             Decided(6, 9, Released(("00000004-auc",), "person")),
         ],
     )
@@ -400,10 +391,10 @@ def test_lives_that_knew_all_of_the_line_or_less(steps: list[int | None], order:
 # -- places ------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 3)), max_size=30))
-def test_spans_are_places_in_their_order(rows: list[tuple[int, int, int]]) -> None:
-    places = np.array(rows, np.int64).reshape(-1, 3)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30))
+def test_spans_are_places_in_their_order(rows: list[tuple[int, int]]) -> None:
+    places = np.array(rows, np.int64).reshape(-1, 2)
     spans = spans_of(places)
     assert np.array_equal(places_of(spans), places)
     assert rows_in(spans) == len(rows)
-    assert not any(a[:2] == b[:2] and a.stop == b.first for a, b in pairwise(spans)), "no two of them are one"
+    assert not any(a.offset == b.offset and a.stop == b.first for a, b in pairwise(spans)), "no two of them are one"

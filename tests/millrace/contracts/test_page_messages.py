@@ -309,13 +309,13 @@ def old_samples(batch: SampleBatch) -> bytes:
 
 def test_samples_of_another_form_are_refused() -> None:
     form, request, once, columns, *features = msgspec.msgpack.decode(batch_of(SHOP, [3, 5]).to_bytes())
-    assert (form, len(columns)) == (4, 15)
+    assert (form, len(columns)) == (5, 16)
     wrong: tuple[int, list[bytes], str]
     for wrong in (
-        (3, columns, r"\(form 3\); run one version"),
-        (5, columns, "form 5"),
-        (4, columns[:-1], ""),
-        (4, [], ""),
+        (4, columns, r"\(form 4\); run one version"),
+        (6, columns, "form 6"),
+        (5, columns[:-1], ""),
+        (5, [], ""),
     ):
         with pytest.raises(SchemaError, match=f"not a sample batch.*{wrong[2]}"):
             SampleBatch.from_bytes(msgspec.msgpack.encode((wrong[0], request, once, wrong[1], *features)))

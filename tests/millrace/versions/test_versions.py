@@ -157,13 +157,13 @@ def test_claims_and_snapshots() -> None:
         parts=[part],
         training=[part],
         extra={"x": 1, "rows": {"w": 2}},
-        offsets={"0": 3},
+        offset=3,
         follows=4,
     )
     claimed, announced = read([encode_claim(Claim(3, "me")), encode_snapshot(snapshot)])
     assert claimed == Claimed(Claim(3, "me"))
     assert isinstance(announced, Snapshot)
-    assert announced.note == msgspec.structs.replace(snapshot, training=[], extra={"rows": {"w": 2}}, offsets={})
+    assert announced.note == msgspec.structs.replace(snapshot, training=[], extra={"rows": {"w": 2}}, offset=None)
     many = msgspec.structs.replace(
         snapshot, parts=[Sealed(f"part-{i}", "0" * 64, 1) for i in range(20_000)], training=[]
     )

@@ -11,7 +11,6 @@ from millrace.basics.hashing import value_hash
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema, parse_schema
 from stream.partition.partition import Partition
-from stream.worker.stream_output import parts
 from tests.scenes.schemas import named, of_item, of_user
 from tests.scenes.stream_world import POLICY, Log, action, exposure, page_log
 
@@ -43,7 +42,5 @@ def test_samples_of_a_schema_without_numbers_or_without_categories(schema: Schem
     assert len(whole) == len(items)
     assert (whole.cat.shape, whole.num.shape) == ((len(items), layout.F), (len(items), layout.N))
     assert sorted(whole.position[whole.label == 1].tolist()) == [1]
-    sent = [SampleBatch.from_bytes(part.to_bytes()) for part in parts(whole)]
-    assert sum(map(len, sent)) == len(items)
-    assert sent[0].cat.shape[1:] == (layout.F,)
-    assert sent[0].num.shape[1:] == (layout.N,)
+    sent = SampleBatch.from_bytes(whole.to_bytes())
+    assert (sent.cat.shape, sent.num.shape) == (whole.cat.shape, whole.num.shape)

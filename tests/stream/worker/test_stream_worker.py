@@ -123,7 +123,7 @@ def test_a_checkpoint_waits_until_its_samples_are_delivered(
         partition.take([*page, *log.events(action("click", "a", T0, 0, 1))], T0)
         await outlet.emit(0, partition.advance(T0 + HOUR))
         before, turn = outlet.checkpoints.names(0), Turn(partition, PACE, CLOCK, Now(wall_s=WALL_S + 60, steady_s=0.0))
-        outlet.checkpoint(turn, Checkpoint(None))
+        await outlet.checkpoint(turn, Checkpoint(None))
         task: asyncio.Task[Any] = asyncio.create_task(outlet.run())
         for _ in range(100):  # all that it can do without an answer
             await asyncio.sleep(0)
