@@ -454,7 +454,7 @@ FIRES: list[tuple[str, dict[str, str]]] = [
     ("RoleDown", {'up{job="millrace"}': "1x20 0x10"}),
     ("RoleNotReady", {"ready": "1x20 0x10"}),
     ("StreamResumes", {"partitions_awaited": "0x20 1740x10"}),
-    ("LearnerBehind", {"learner_lag": "900+100x30"}),
+    ("LearnerBehind", {"learner_lag": "200+100x30"}),
     ("StreamBehind", {'stream_lag{topic="events",partition="0"}': "9000+100x30"}),
     ("DeltaGaps", {"delta_gaps_total": "0x15 1+1x10"}),
     ("BatchesSkipped", {'batches_skipped_total{reason="loss_not_finite"}': "0x25 1x5"}),
@@ -568,7 +568,7 @@ def test_a_rule_fires_when_it_should(tmp_path: Path, alert: str, series: dict[st
         ("StreamResumes", {"partitions_awaited": "0x28 4x2"}),
         # What has come at once is read by and by; a few messages wait always.
         ("LearnerBehind", {"learner_lag": "9000-100x30"}),
-        ("LearnerBehind", {"learner_lag": "0+10x30"}),
+        ("LearnerBehind", {"learner_lag": "0+8x30"}),
         ("StreamBehind", {'stream_lag{topic="events",partition="0"}': "90000-100x30"}),
         ("DeltaGaps", {"delta_gaps_total": "2x20 3x10"}),
         ("BatchesSkipped", {'batches_skipped_total{reason="loss_not_finite"}': "3x30"}),
