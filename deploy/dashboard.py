@@ -358,7 +358,7 @@ def _speed() -> list[Panel]:
             units.Short,
             {
                 "stream: {{topic}}": "sum by (topic) (millrace_stream_lag)",
-                "learn: samples": "sum(millrace_learner_lag)",
+                "learn: samples": "sum(millrace_learner_lag >= 0)",
             },
             "Messages that a role has not read yet.",
         ),

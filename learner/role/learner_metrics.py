@@ -149,6 +149,7 @@ for _gauge in (
     VERSION,
     PROMOTED,
     PROMOTED_AT,
+    LAG,
     *_RETRIEVAL,
 ):
     _gauge.set(math.nan)  # no value until there is one

@@ -102,14 +102,14 @@ def test_all_parts_run_and_their_figures_are_written(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_is_kept_when_a_later_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(out: Path, say: Say) -> Iterator[Figure]:
+    def run(out: Path, say: Say, size: object) -> Iterator[Figure]:
         yield figure("first", 1.0, "s")
         assert json.loads((out / "report.json").read_text()) == [figure("first", 1.0, "s")], "as it is measured"
         yield figure("second", 2.0, "s")
         raise ServiceError("the third part is out of order", "mend it")
 
     module = ModuleType("benchmarks.broken")
-    module.run = run  # type: ignore[attr-defined]
+    module.run, module.Size = run, object  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(runner, "BENCHMARKS", ("broken",))
     (tmp_path / "run.json").write_text("{}")  # of a run before

@@ -203,7 +203,7 @@ def test_lists_are_read_where_they_lie(folder: Path, capsys: pytest.CaptureFixtu
     kept.keep(2, GateRefusal("finite", float("nan"), 0.0, "dense/w"), spans(1), (5, 6), 7)
     kept.write_list()
     list_quarantine(data=folder)
-    then = "1970-01-01 00:00 to 1970-01-01 00:00"
+    then = "1970-01-01 00:00 UTC to 1970-01-01 00:00 UTC"
     assert capsys.readouterr().out.splitlines() == [
         f"00000001-labels  1,200 rows of {then}  labels over predictions: 2.41, beyond 1.6",
         f"00000002-finite  1 rows of {then}  tensors, rows and optimiser slots are finite: dense/w nan, beyond 0",

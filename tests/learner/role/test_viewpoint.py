@@ -125,7 +125,7 @@ def test_samples_name_arms_and_odds_where_a_learner_asks(said: bool) -> None:
     assert (back.odds == batch.odds).all() == said
     assert (back.cat == batch.cat).all()
     assert make_samples(40, 0).to_bytes(says_arms=False) == plain, "without arms of other models nothing changes"
-    assert len(msgspec.msgpack.decode(plain)[3]) == 15
+    assert len(msgspec.msgpack.decode(plain)[3]) == 16
     assert not Settings(arms={"hits": Arm("popular", 0.1)}).samples_say_arms
     assert SETTINGS.samples_say_arms
     assert Settings(learns_from="weighted").samples_say_arms

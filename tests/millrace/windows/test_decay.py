@@ -257,7 +257,8 @@ class OldWindows(msgspec.Struct):
 
 def identity(schema: Schema) -> str:
     old = OldWindows(*(getattr(schema.windows, name) for name in OldWindows.__struct_fields__))
-    fields = [{n: v for n, v in msgspec.to_builtins(field).items() if n != "pool"} for field in schema.fields]
+    newer = ("pool", "bigrams", "size")
+    fields = [{n: v for n, v in msgspec.to_builtins(field).items() if n not in newer} for field in schema.fields]
     text = msgspec.json.encode((fields, old, schema.crosses, schema.utc_offset))
     return hashlib.sha256(text).hexdigest()[:16]
 
