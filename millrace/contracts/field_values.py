@@ -95,7 +95,7 @@ def numbers_of(field: Field, value: Any) -> NDArray[np.float32]:
         if isinstance(value, str):
             value = json.decode(value) if value[:1] == "[" else np.frombuffer(b64decode(value, validate=True), "<f2")
         vector = np.asarray(value, np.float64)
-    except (TypeError, ValueError, OverflowError):  # the second is also of base64 and JSON
+    except (TypeError, ValueError, OverflowError, RecursionError):  # the second is also of base64 and JSON
         raise ValueError(f"is no vector of {field.size} numbers") from None
     if vector.shape not in ((field.size,), made.shape):
         raise ValueError(f"has {vector.size:,} numbers, not {field.size:,}")

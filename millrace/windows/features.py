@@ -250,7 +250,7 @@ class FeatureBuilder:
         field = self._fields[name]
         if field.kind == "numeric":
             return {name: values.to_numpy()}
-        made = np.array([numbers_read(field, value) for value in values.to_numpy()], np.float32)
+        made = np.array([vector_read(field, value) for value in values.to_numpy()], np.float32)
         return dict(zip(field.numbers, made.reshape(-1, len(field.numbers)).T.copy(), strict=True))
 
     def column(self, name: str, values: Any) -> U64:
@@ -282,8 +282,10 @@ class FeatureBuilder:
             if value is None:
                 continue
             field = self._fields.get(name)
-            if field is not None and field.numbers:
-                plain |= zip(field.numbers, numbers_read(field, value).tolist(), strict=True)
+            if field is not None and field.kind == "numeric":
+                plain[name] = _number(value)
+            elif field is not None and field.kind == "vector":
+                plain |= zip(field.numbers, vector_read(field, value).tolist(), strict=True)
             elif field is not None and field.slots > 1:
                 row = _slots(field, value)
                 columns[name] = np.array([row + [0] * (field.slots - len(row))], np.uint64)
@@ -312,11 +314,8 @@ def steps(values: Any, step: float) -> tuple[NDArray[np.uint32], int]:
     return np.clip(exact, 0, _MOST_STEPS).astype(np.uint32), int(len(fit) - np.count_nonzero(fit))
 
 
-def numbers_read(field: Field, value: Any) -> F32 | NDArray[np.float64]:
-    """The numbers of one attribute of a numeric field or a vector, one for each of ``field.numbers``; 0 where it has
-    none."""
-    if field.kind == "numeric":
-        return np.array([_number(value)])
+def vector_read(field: Field, value: Any) -> F32:
+    """As :func:`millrace.contracts.field_values.numbers_of`; all 0 where an attribute is no vector."""
     try:
         return numbers_of(field, value)
     except ValueError:

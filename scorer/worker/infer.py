@@ -121,7 +121,7 @@ OUTPUTS = [Tensor("score", "FP32", [-1]), Tensor("known", "BOOL", [-1])]
 def inputs_of(schema: Schema) -> list[Tensor]:
     """The tensors of a request; the first two are required. Ids may be INT64 as well."""
     given = [f for f in schema.fields if f.of == "context" and f.name not in DERIVED]
-    kinds: dict[str, Datatype] = {"numeric": "FP64", "categorical": "BYTES", "text": "BYTES", "vector": "FP64"}
+    kinds: dict[str, Datatype] = {"numeric": "FP64", "categorical": "BYTES", "text": "BYTES"}
     context = [Tensor(f.name, kinds[f.kind], [1 if f.slots == 1 or f.kind == "text" else -1]) for f in given]
     return [Tensor("user_id", "BYTES", [1]), Tensor("item_id", "BYTES", [-1]), Tensor("ts_ms", "INT64", [1]), *context]
 

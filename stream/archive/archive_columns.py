@@ -30,7 +30,7 @@ from millrace.basics.hashing import value_text
 from millrace.contracts.events import ACTIONS
 from millrace.contracts.field_values import parts_of
 from millrace.contracts.schema import DERIVED, Field, Schema, Side
-from millrace.windows.features import numbers_read
+from millrace.windows.features import vector_read
 
 TIMES = tuple(f"{action}_ms" for action in ACTIONS[1:])
 """Columns with the time of each action; null: it did not happen."""
@@ -200,7 +200,7 @@ def _value(field: Field, value: Any) -> Any:
             return None
         return number if math.isfinite(number) else None
     if field.kind == "vector":
-        return numbers_read(field, value)
+        return vector_read(field, value)
     if field.slots == 1 or field.kind == "text":
         return None if isinstance(value, list) else text(value)
     return [said for said in map(text, parts_of(field, value)) if said is not None]

@@ -89,6 +89,7 @@ def test_near_vectors_have_near_numbers() -> None:
         (["a"] * SIZE, "is no vector of 384 numbers"),
         ("Tariff talks stall", "is no vector of 384 numbers"),
         ("[1, 2", "is no vector of 384 numbers"),
+        ("[" * 100_000, "is no vector of 384 numbers"),
         ("\ud800", "is no vector of 384 numbers"),
         (as_text(np.full(SIZE, np.inf)), "has a number beyond 65,504, or none"),
         (3, "has 1 numbers, not 384"),
