@@ -122,17 +122,22 @@ class ArchiveDecoder(Decoder):
 
 
 class ArchiveJoin(LabelJoin):
-    """Keeps the page logs of settled pages, packed.
+    """Keeps the page logs of settled pages, packed. A page with open rows is not settled.
 
     Attributes:
         logs: by request, of pages that are settled or were.
+        open: by request, rows that are not written yet. The owner's.
     """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy, None, settles=True)
         self.logs: dict[str, bytes] = {}
+        self.open: dict[str, list[OpenRows]] = {}
 
     def _rest(self, page: PageState) -> None:
+        if page.request in self.open:  # as where the page log came late: its rows wait for longer than its labels
+            self._settle_at(page, self.watermark_ms)
+            return
         kept = page.page_log
         super()._rest(page)
         if page.request in self.settled and isinstance(kept, ArchivedPage):
@@ -178,13 +183,12 @@ class ArchivedPages(EventGate):
         limit: int | None = None,
     ) -> None:
         super().__init__(policy, decoder, join := ArchiveJoin(policy))
-        self._logs = join.logs
+        self._logs, self._open = join.logs, join.open
         self._again, self._attributes, self._joined, self._limit = decoder.again, attributes, joined, limit
         self._hour, self._exposed = 0, dict[str, int]()  # exposures of each user in this hour
         self.rows: list[SettledRow] = []
         self.late: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._open: dict[str, list[OpenRows]] = {}  # by request
         self._due: list[tuple[int, str]] = []  # a heap: the watermark at which rows of a request are written
 
     @property

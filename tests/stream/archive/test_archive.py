@@ -110,6 +110,17 @@ class Feed:
         return found
 
 
+def test_a_page_log_that_comes_late_leaves_a_state_that_is_gone_on_from() -> None:
+    """The page's labels are all given then, and its rows wait for actions still."""
+    late_ms = WAITS.attribution_ms + 5 * MINUTE
+    feed = Feed().events(exposure("r0", T0, [1]), exposure("other", T0 + late_ms, [2])).page("r0", T0, [1])
+    feed.archive.advance(0, T0 + late_ms + 2 * MINUTE)
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(feed.archive.cut().state))
+    feed.archive = Archive(SCHEMA, WAITS, HOUR, 1)
+    feed.archive.resume(state)
+    assert [row["request_id"] for row in feed.rows()] == ["r0"]
+
+
 def test_one_click_ahead_of_the_clock_costs_no_other_its_label_and_stalls_nothing() -> None:
     """Each page is clicked two minutes after it was seen; one click among them is dated half an hour ahead."""
     feed, settled = Feed(), list[dict[str, Any]]()
