@@ -152,7 +152,7 @@ class Life:
         checks, quarantine = Checks.of(settings, schema), Quarantine(Store(settings.place(PLACE)), schema.id)
         self.promotion = Promotion(trainer, self.versions, self.store, checks, quarantine, build, self._progress)
         self._messages: dict[int, SampleBatch] = {}  # what may be learnt again
-        self.promotion.state.rows.again = self._again
+        self.promotion.state.restorer.read_again = self._again
         self.promotion.state.quarantine.samples_log = folder.name  # what a life before refused is nowhere
         self.promotion.begin(found)
         self.scorer = Scorer(schema, self.store)
@@ -172,8 +172,7 @@ class Life:
         self._batches += 1
         self.log.rows += len(batch)
         promotion = self.promotion
-        if not promotion.state.standing.held:  # for days of a hold they would be the memory that is measured
-            self._messages[self._batches] = batch
+        self._messages[self._batches] = batch
         promotion.take(batch, 0, self._batches)
         while promotion.step(drain=True) is not None or promotion.commands.learn_some():
             pass
@@ -185,7 +184,8 @@ class Life:
             if self._snapshot_due and promotion.at_mark:
                 self._snapshot_due = False
                 self.snapshot()
-        promotion.write_private(self._now_ms)  # in a hold
+        if promotion.write_private(self._now_ms):  # in a hold
+            self._forget()
         self._note_refusals()
 
     def snapshot(self) -> None:

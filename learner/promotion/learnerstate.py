@@ -138,7 +138,7 @@ class LearnerState:
         self, trainer: Trainer, versions: Versions, checks: Checks | None, quarantine: Quarantine, restorer: Restorer
     ) -> None:
         self.trainer, self.versions, self.checks, self.quarantine = trainer, versions, checks, quarantine
-        self.restorer, self.log, self.rows, self.standing = restorer, restorer.log, restorer.rows, GateState()
+        self.restorer, self.log, self.standing = restorer, restorer.log, GateState()
         self.settle: Callable[[], None] = lambda: None
         self.published, self.root_due = 0, False
         self.root_why: GateRefusal | None = None
@@ -219,7 +219,6 @@ class LearnerState:
             self.trainer.counts["trained"] += rows - report.rows
         learnt = Learnt(spans_of(cut.places), report.rows if rows < 0 else rows, of, ends, tuple(aside))
         n = self._decided(learnt)  # of a batch that the model refuses, too: it moves what bounds the next one
-        self.rows.keep(n, cut.batch)
         clicks = self.trainer.take_clicks()
         if report.skipped is None and report.rows:
             self.versions.learnt(clicks.sent_ms)
@@ -283,7 +282,6 @@ class LearnerState:
         assert refusal is not None
         n = self._decided(WentBack(to))
         gone = [d for d in self.log.cut(to) if isinstance(d.what, Learnt) and d.what.rows]
-        self.rows.cut(to)
         if gone:
             _keep_gone(self, n, refusal, gone)
         at_mark = to >= standing.mark
@@ -415,7 +413,6 @@ class LearnerState:
 
     def _begin_from(self, base: Base | None, model: Learning) -> None:
         self.log.cut(-1)
-        self.rows.cut(-1)
         self.restorer.base = base
         if base is not None:
             self.restorer.origin = base.note.place

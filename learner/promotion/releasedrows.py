@@ -75,4 +75,4 @@ class ReleasedRows:
         of, now = quarantine.entry(name).log, quarantine.samples_log
         if of and now and of != now:
             raise SnapshotError(f"the samples of '{name}' lie on another log than the broker has", "discard them")
-        return next(self._state.rows.again([Learnt(tuple(quarantine.spans(name)))]))
+        return next(self._state.restorer.read_again([Learnt(tuple(quarantine.spans(name)))]))

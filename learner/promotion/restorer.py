@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -14,7 +14,6 @@ from learner.gate.model_checks import unsound
 from learner.ranker.interfaces import Learning
 from learner.training.decisionlog import DecisionLog, learn_again
 from learner.training.learner_versions import Build
-from learner.training.rowcache import RowCache
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.samples import SampleBatch
@@ -23,6 +22,13 @@ from millrace.versions.image import Array, below
 from millrace.versions.modelstore import Announcement, Cuts, ModelStore, Place
 
 log = structlog.get_logger("learner")
+
+
+ReadAgain = Callable[[Sequence[Learnt]], Iterator[SampleBatch]]
+
+
+def _from_nowhere(learnt: Sequence[Learnt]) -> Iterator[SampleBatch]:
+    raise SnapshotError(f"nobody reads {len(learnt)} micro-batches again", "an older model is taken")
 
 
 class Base(NamedTuple):
@@ -41,14 +47,17 @@ class Restorer:
     """One thread, but for :meth:`needed`.
 
     Attributes:
-        log, rows: what was decided since the base, and the rows that were learnt.
+        log: what was decided since the base.
+        read_again: reads the batches of micro-batches from ``samples``, in order. Raises SnapshotError where some are
+            gone, BrokerError where the broker does not give them.
         base: the newest snapshot; None: there is none.
         origin: the snapshot whose content the newest root had, or the newest snapshot of the store.
     """
 
     def __init__(self, store: ModelStore, build: Build) -> None:
         self.store, self._build = store, build
-        self.log, self.rows = DecisionLog(), RowCache()
+        self.log = DecisionLog()
+        self.read_again: ReadAgain = _from_nowhere
         self.base: Base | None = None
         self.tick: Callable[[], None] = lambda: None  # called between two micro-batches; what it raises ends it
         self.origin = Place(0, -1)
@@ -58,7 +67,6 @@ class Restorer:
         """A snapshot is what is gone back to from now on."""
         self.base = base
         self.log.forget(base.at)
-        self.rows.forget(base.at)
         if not base.note.held:
             self.origin = base.note.place
 
@@ -106,7 +114,7 @@ class Restorer:
         if base is None or to < base.at:
             raise SnapshotError(f"no snapshot at or before decision {to} is known", "a newer one is gone on from")
         model, line = self.snapshot(base.note), self.log.line(base.at, to)
-        batches = self.rows.batches([d for d in line if isinstance(d.what, Learnt) and d.what.spans])
+        batches = self.read_again([d.what for d in line if isinstance(d.what, Learnt) and d.what.spans])
 
         def next_batch(_: Learnt) -> SampleBatch:
             self.tick()

@@ -104,7 +104,7 @@ class LearnLoop:
         self.promotion.where = self._where
         self.promotion.durable = self._durable
         self.promotion.state.settle = self._snapshots.settle
-        self.promotion.state.rows.again = samples.again
+        self.promotion.state.restorer.read_again = samples.again
         self._stop = threading.Event()
         self._tick_s = 0.0
         self.promotion.state.restorer.tick = self._tick

@@ -65,10 +65,8 @@ def judge_memory(schema: Schema) -> Finding:
     from learner.evaluation.served_scores import ServedExposures  # only here: the compiler is 50 MB
     from learner.gate.heldout import Heldout
     from learner.ranker.repeats import Repeats
-    from learner.training import rowcache
 
     most = {
-        "rows to learn again": rowcache.MOST_BYTES,
         "ids of samples": Repeats.most_bytes(),
         "exposures to judge": ServedExposures.most_bytes(ROLLING_ROWS),
         "held-out rows": Heldout.most_bytes(schema.layout.F, schema.layout.N),

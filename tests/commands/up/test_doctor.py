@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,8 +19,6 @@ from learner.evaluation.traffic_segments import Segments
 from learner.gate.heldout import Heldout
 from learner.ranker.model import OnlineModel
 from learner.ranker.repeats import Repeats
-from learner.training.rowcache import MOST_BYTES, RowCache
-from millrace.basics.errors import SnapshotError
 from millrace.commands.up import findings, probes
 from millrace.commands.up.data_folder import SchemaNote, say_where
 from millrace.commands.up.doctor import doctor, examine
@@ -32,7 +30,6 @@ from millrace.contracts.settings import Settings
 from millrace.contracts.topics import EVENTS, ITEMS, Topic
 from millrace.labels import Waits
 from millrace.processes.wall import wall_ms
-from millrace.versions.decisions import Decided, Learnt
 from tests.scenes.waiting import PATIENCE
 
 FIELDS = '[[fields]]\nname = "{user}"\nof = "user"\n[[fields]]\nname = "{item}"\nof = "item"\n'
@@ -117,14 +114,6 @@ def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:
     assert heldout.nbytes == Heldout.most_bytes(layout.F, layout.N)
     assert stated["held-out rows"] == round(heldout.nbytes / MIB)
 
-    cache, one = RowCache(), batch(20_000, "again")
-    a_row = sum(getattr(one, column.name).nbytes for column in fields(one) if column.name != "request") / len(one)
-    for n in range(14):
-        cache.keep(n, one)
-    held = sum(1 for n in range(14) if not absent(cache, n))
-    assert held < 14, "it is full"
-    assert MOST_BYTES - a_row * len(one) < a_row * len(one) * held == cache.nbytes <= MOST_BYTES
-
     for most in (5000, 2**17 * 3 // 4, 2**17 * 3 // 4 + 1, 300_000):
         repeats, largest = Repeats(3_600_000, most), 0
         for n in range(most // 2000 + 3):
@@ -144,14 +133,6 @@ def test_what_a_learner_grows_by_is_what_filled_objects_hold() -> None:
 def few(batch: SampleBatch) -> SampleBatch:
     """Only what ids are made of."""
     return replace(batch, cat=batch.cat[:, :1], num=batch.num[:, :1])
-
-
-def absent(cache: RowCache, n: int) -> bool:
-    try:
-        list(cache.batches([Decided(n, 0, Learnt(()))]))
-    except SnapshotError:
-        return True
-    return False
 
 
 def test_a_schema_that_counts_nothing_and_one_that_the_state_is_not_of() -> None:

@@ -163,7 +163,6 @@ WORDS: dict[str, Callable[..., object]] = {
     "loses": lambda scene, messages: setattr(scene.broker, "loses", int(messages)),
     "lose-decision": _lose_decision,
     "topic": lambda scene, id: setattr(scene.quarantine, "samples_log", id),
-    "cut": lambda scene: scene.promotion.state.rows.cut(-1),  # rows in memory, as after a restart
 }
 """What is done. What comes to False fails."""
 

@@ -266,7 +266,7 @@ class Scene:
             self.trainer, self.versions, self.store, judging, self.quarantine, build, self.progress
         )
         self.promotion.durable = self.broker.decide_durably
-        self.promotion.state.rows.again = self.broker.learnt_again
+        self.promotion.state.restorer.read_again = self.broker.learnt_again
         possible = self.promotion.begin(found)
         log = self.promotion.state.log
         self.replay = Replay(self.promotion.state, self.store, self.broker)
