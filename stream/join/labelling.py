@@ -321,9 +321,9 @@ class Labeller:
         part.mask, part.items, part.message = 0, None, None
 
     def give_up(self, page: PageState, before_ms: int, out: Outcome) -> None:
-        """Makes dead letters of held actions whose exposure did not come within the lateness."""
-        for event, message, _ in self._release(page, ~page.exposed, before_ms):
-            detail = f"position {event.position} of request {page.request!r} was not exposed"
+        """Makes dead letters of held actions whose exposure did not come within the lateness, or came too late."""
+        for event, message, _ in self._release(page, ~sum(part.brought for part in page.parts), before_ms):
+            detail = f"position {event.position} of request {page.request!r} was not exposed in time"
             out.dead.append(Dead("no-exposure", detail, message, 0))
 
     def forfeit(self, page: PageState, out: Outcome) -> None:

@@ -373,7 +373,7 @@ class ReferencePartition:
                     self.dead.append(("no-page-log", 1))
                     for _ in self._held.pop(identity, []):
                         self.dead.append(("no-page-log", 0))
-            elif seen is None:  # a held action whose exposure did not come in time
+            elif seen is None or seen.state == LOST:  # a held action whose exposure did not come in time
                 limit = self.watermark_ms - self.policy.lateness_ms
                 for held in [h for h in self._held.get(identity, []) if h[0].ts_ms < limit]:
                     self._held[identity].remove(held)

@@ -276,6 +276,17 @@ def test_an_action_without_its_exposure_is_late_behind_the_lateness_and_not_on_i
     assert world.samples == [(0, NEGATIVE if early_ms else POSITIVE)]
 
 
+def test_an_action_whose_exposure_comes_too_late_is_a_dead_letter_too() -> None:
+    world = World()
+    world.page("b", T0 + 2 * HOUR, [1])
+    seen_ms = world.partition.watermark_ms - POLICY.life_ms
+    world.act("click", "a", seen_ms + POLICY.attribution_ms, 0, 1)
+    world.page("a", seen_ms, [1])
+    assert (world.dead, world.partition.join.held) == ([("late", 1)], 1)
+    world.until(T0 + 3 * HOUR)
+    assert (world.dead, world.partition.join.held) == ([("late", 1), ("no-exposure", 0)], 0)
+
+
 @pytest.mark.parametrize("exposed_first", [True, False])
 @pytest.mark.parametrize("beyond_ms", [0, 1])
 def test_a_click_dated_before_its_exposure_is_none_of_it_beyond_the_disorder(
