@@ -20,7 +20,6 @@ from millrace.versions.decisions import (
     Began,
     Decided,
     Discarded,
-    Flushed,
     HeldBack,
     Learnt,
     LogPart,
@@ -36,8 +35,6 @@ from millrace.versions.decisions import (
     in_force,
 )
 from millrace.versions.modelstore import ModelStore
-
-_QUIET = (Flushed, Saved)
 
 
 def decided_in(store: ModelStore) -> list[LogPart]:
@@ -67,7 +64,7 @@ def history(parts: Iterable[LogPart]) -> list[dict[str, Any]]:
     refused = ""  # the check of the newest entry
     for decided in chain(*known):
         what = decided.what
-        if isinstance(what, _QUIET) or (isinstance(what, Passed) and not refused):
+        if isinstance(what, Saved) or (isinstance(what, Passed) and not refused):
             continue
         entry, check = _entry(decided), what.check if isinstance(what, Refused) else ""
         last = found[-1] if found else None

@@ -166,8 +166,7 @@ class GateJudge:
         """
         state, standing, restorer = self._state, self._state.standing, self._state.restorer
         if standing.back >= 0:
-            wanted = {restorer.behind_flushes(n) for n in (standing.back, min(standing.back, standing.mark))}
-            restored = restorer.restored(sorted(wanted, reverse=True))
+            restored = restorer.restored((standing.back, min(standing.back, standing.mark)))
             if restored is None:
                 state.rolled_back(*restorer.older(), GATE)
             else:

@@ -39,7 +39,6 @@ from millrace.versions.decisions import (
     Decided,
     Decision,
     Discarded,
-    Flushed,
     HeldBack,
     Learnt,
     Passed,
@@ -144,7 +143,6 @@ class LearnerState:
         self.root_why: GateRefusal | None = None
         self.verdicts: Counter[tuple[str, str]] = Counter()
         self.clicks: list[ClickCounts] = []
-        versions.flushed = lambda: self._decided(Flushed())
         if checks is not None:
             trainer.beyond = lambda batch: beyond(checks, batch)
             trainer.admit = lambda batch, places: admit(checks, trainer.counts, self.refused, batch, places)

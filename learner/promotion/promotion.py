@@ -290,7 +290,6 @@ class Promotion:
     def _write_root(self, ms: int, **where: Any) -> Announcement:
         """The model as it is becomes a snapshot, while learning waits, and what is gone back to."""
         state, self._rooted = self.state, False  # deltas have nothing to follow before it is written
-        self.versions.flush_head()
         state.saved()
         self.make_durable()  # before anybody sees what follows from it
         at, training, cuts = state.log.newest, self.trainer.snapshot(False) | saved_state(state), state.restorer.cuts()

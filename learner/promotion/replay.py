@@ -32,7 +32,6 @@ from millrace.versions.decisions import (
     Began,
     Decided,
     Discarded,
-    Flushed,
     HeldBack,
     Learnt,
     Passed,
@@ -122,7 +121,7 @@ class Replay:
                 state.log.at(each.n)
                 log.error("what was decided cannot be done again", decision=each.n, why=one_line(error))
                 return decided[i:]
-            if state.log.newest < each.n:  # it came of the samples, or of the head, and does not come now
+            if state.log.newest < each.n:  # it came of the samples, and does not come now
                 state.log.append(each.what, each.ms)
             self.done += 1
             standing = state.standing
@@ -141,8 +140,6 @@ class Replay:
                 aside = among(self._cut.places, what.aside) if what.aside else None
                 report = state.learnt(self._cut, self._p if checks is not None else None, what.rows, aside)
                 self.differ += what.rows > 0 and report.rows != what.rows
-            case Flushed():
-                state.versions.flush_head()
             case Passed():
                 assert checks is not None
                 checks.shift.look(state.trainer.model)

@@ -17,7 +17,7 @@ from learner.training.learner_versions import Build
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Flushed, Learnt, LogPart
+from millrace.versions.decisions import Learnt, LogPart
 from millrace.versions.image import Array, below
 from millrace.versions.modelstore import Announcement, Cuts, ModelStore, Place
 
@@ -79,14 +79,6 @@ class Restorer:
         log, kept = self.log.kept
         return None if self.base is None else Cuts(self.base.note.place, LogPart(log, list(kept)))
 
-    def behind_flushes(self, to: int) -> int:
-        """The decision behind those by which the retrieval head learnt, at that point, what had waited."""
-        for decided in self.log.line(to):
-            if not isinstance(decided.what, Flushed):
-                break
-            to = decided.n
-        return to
-
     def restored(self, targets: Sequence[int]) -> Restored | None:
         """A sound model as it was behind the first of the decisions that gives one; None: none does.
 
@@ -120,7 +112,7 @@ class Restorer:
             self.tick()
             return next(batches)
 
-        learn_again(model, [decided.what for decided in line if isinstance(decided.what, Act)], next_batch)
+        learn_again(model, [decided.what for decided in line if isinstance(decided.what, Learnt)], next_batch)
         return model
 
     def snapshot(self, note: Announcement) -> Learning:

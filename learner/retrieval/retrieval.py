@@ -51,6 +51,8 @@ RING_PART = 8
 """One of so many negatives is drawn from the ring."""
 USERS = 1 << 16
 """Of the history."""
+WAIT_MS = 20_000
+"""After so much event time clicks that wait are learnt, however few. A pass over ten costs half as much as over 128."""
 STRANGERS = 1 << 13
 """Of 65,536 clicks, those that are learnt from as if the user were new."""
 _FADING = 0.99
@@ -63,8 +65,7 @@ class RetrievalHead:
     Args:
         schema: must fit: :meth:`~learner.retrieval.tower.Sides.fits`.
         spec: of the model; its entries ``retrieval_...`` count.
-        seed: of first values and draws. Two heads with equal schema, spec, seed and batches, and flushed at the same
-            places, are equal to the last bit.
+        seed: of first values and draws. Two heads with equal schema, spec, seed and batches are equal to the last bit.
 
     Attributes:
         tables: the learnt rows, by name.
@@ -86,7 +87,7 @@ class RetrievalHead:
         self.recent_items = RecentItems(len(self.sides.item_columns), len(self.sides.plain_columns), ITEMS, RING)
         self.history = History(USERS, RECENT)
         self.clicks, self.refused, self.loss = 0, 0, 0.0
-        self.newest_ms = 0
+        self.newest_ms = self._waits_ms = 0  # `_waits_ms`: when the first click that waits came
         self._pending = Pending(MICRO, len(self.sides.user_columns), RECENT)
         draws = spec.retrieval_negatives
         self._from_ring, self._from_all = draws // RING_PART, draws - draws // RING_PART
@@ -112,7 +113,9 @@ class RetrievalHead:
         return len(self._pending)
 
     def take(self, batch: SampleBatch) -> None:
-        """Takes the items of a batch, shown or clicked, and its clicks; learns when a micro-batch of clicks is full."""
+        """Takes the items of a batch, shown or clicked, and its clicks. Learns when a micro-batch of clicks is full, or
+        when exposures are :data:`WAIT_MS` newer than when the first of them came. Where a batch begins and ends makes
+        no difference."""
         clicked = (batch.kind == POSITIVE) | (batch.kind == CORRECTION)
         with np.errstate(invalid="ignore"):
             clicked &= (batch.label == 1) & (batch.weight > 0) & np.isfinite(batch.weight)
@@ -120,20 +123,27 @@ class RetrievalHead:
         arrays = (batch.user, batch.item, batch.ts_ms, batch.weight, batch.cat, batch.num)
         rows = SampleRows(clicked, *(as_read(array) for array in arrays))
         columns = SideColumns(sides.item_columns, sides.plain_columns, sides.user_columns, sides.own_user)
+        newest_ms = np.maximum.accumulate(np.maximum(batch.ts_ms, self.newest_ms))  # (B,)
+        clicks = np.append(np.flatnonzero(clicked & (batch.item != 0)), len(batch))
         row = 0
-        while row < len(batch):  # a pass ends with the batch, or when a micro-batch is full
-            start = row
+        while row < len(batch):  # a pass ends with the batch, or when what waits is learnt
+            first, stop = clicks[np.searchsorted(clicks, row)], len(batch)
+            if not len(pending) and first < len(batch):
+                self._waits_ms = int(newest_ms[first])
+            if len(pending) or first < len(batch):
+                stop = max(row, int(np.searchsorted(newest_ms, self._waits_ms + WAIT_MS)))
+            upto, start = SampleRows(*(array[:stop] for array in rows)), row
             row, pending.count = retrievalkernels.take(
-                *(start, rows, columns, recent_items.arrays, recent_items.shift, self.history.arrays),
+                *(start, upto, columns, recent_items.arrays, recent_items.shift, self.history.arrays),
                 *(pending.arrays, pending.count, self._state, STRANGERS),
             )
-            self.newest_ms = max(self.newest_ms, int(batch.ts_ms[start:row].max()))
-            if len(pending) == MICRO:
+            self.newest_ms = int(newest_ms[row - 1]) if row else self.newest_ms
+            if len(pending) == MICRO or row < len(batch):
                 self.flush()
 
     def flush(self) -> None:
-        """Learns from the waiting clicks, however few: before a version that carries the head, and a snapshot."""
-        size, self._pending.count = len(self._pending), 0
+        """Learns from the waiting clicks, however few."""
+        size, self._pending.count, self._waits_ms = len(self._pending), 0, 0
         if size:
             self._learn(size)
 
@@ -213,7 +223,7 @@ class RetrievalHead:
         state |= {f"history/{name}": a for name, a in self.history.snapshot().items()}
         state |= {f"pending/{name}": a for name, a in self._pending.snapshot().items()}
         state["state"] = self._state.copy()
-        state["clock"] = np.array([self.clicks, self.refused, self.newest_ms], np.int64)
+        state["clock"] = np.array([self.clicks, self.refused, self.newest_ms, self._waits_ms], np.int64)
         state["loss"] = np.array([self.loss])
         return state
 
@@ -226,10 +236,10 @@ class RetrievalHead:
         recent_items.resume(below("recent_items/", state))
         history.resume(below("history/", state))
         pending.resume(below("pending/", state), len(recent_items))
-        clicks, refused, newest_ms = (int(v) for v in state["clock"])
+        clicks, refused, newest_ms, waits_ms = (int(v) for v in state["clock"])
         generator, loss = state["state"].astype(np.uint64), float(state["loss"].item())
         if generator.shape != self._state.shape:
             raise ValueError(f"a generator of {generator.shape}")
         self.recent_items, self.history, self._pending = recent_items, history, pending
-        self.clicks, self.refused, self.newest_ms = clicks, refused, newest_ms
+        self.clicks, self.refused, self.newest_ms, self._waits_ms = clicks, refused, newest_ms, waits_ms
         self._state, self.loss = generator, loss

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Learnt, Span
+from millrace.versions.decisions import Learnt, Span
 
 
 class TopicMessage(NamedTuple):
@@ -55,7 +55,7 @@ LeaveOut = Callable[[SampleBatch, Counter[str]], NDArray[np.bool_]]
 """Which rows of a batch are left out, (B,); counts under names of its own what it left out."""
 
 
-def wanted_by(acts: Iterable[Act]) -> range:
+def wanted_by(acts: Iterable[Learnt]) -> range:
     """The offsets that the acts need: from the first to the last.
 
     >>> wanted_by([Learnt((Span(7, 0, 3), Span(8, 0, 1))), Learnt((Span(10, 1, 2),))])
@@ -65,13 +65,8 @@ def wanted_by(acts: Iterable[Act]) -> range:
     return range(min(offsets), max(offsets) + 1) if offsets else range(0)
 
 
-def _spans(acts: Iterable[Act]) -> Iterable[Span]:
-    return (span for act in acts if isinstance(act, Learnt) for span in act.spans)
-
-
-def rows_in(act: Act) -> int:
-    """Rows of an act; 0 for one that is no micro-batch."""
-    return sum(span.stop - span.first for span in act.spans) if isinstance(act, Learnt) else 0
+def _spans(acts: Iterable[Learnt]) -> Iterable[Span]:
+    return (span for act in acts for span in act.spans)
 
 
 class BatchReader:
@@ -84,7 +79,7 @@ class BatchReader:
 
     def __init__(
         self,
-        acts: Sequence[Act],
+        acts: Sequence[Learnt],
         source: Source,
         decode: Decode,
         leave_out: LeaveOut | None = None,
@@ -119,10 +114,10 @@ class BatchReader:
         self.left_out += int(out.sum())
         return None if out.all() else batch.take(~out)
 
-    def batches(self, acts: Iterable[Act]) -> Iterator[SampleBatch]:
+    def batches(self, acts: Iterable[Learnt]) -> Iterator[SampleBatch]:
         """The batches of acts, in order, but for those of which nothing is left. Errors as :meth:`rows_of`."""
         for act in acts:
-            batch = self.rows_of(act) if isinstance(act, Learnt) else None
+            batch = self.rows_of(act)
             if batch is not None:
                 yield batch
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from learner.ranker.interfaces import Learning
 from millrace.basics.compiled import compiled
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Decided, Decision, Flushed, Learnt, LogPart, Span
+from millrace.versions.decisions import Decided, Decision, Learnt, LogPart, Span
 
 Places = NDArray[np.int64]
 """Where rows lie on ``samples``: offset and row within the message, (n, 2)."""
@@ -58,7 +58,7 @@ class DecisionLog:
         if not self.again:
             self._unsent.append(decided)
         self._kept.append(decided)
-        if not isinstance(what, Act):
+        if not isinstance(what, Learnt):
             self.notable.append(decided)
         return self.newest
 
@@ -68,7 +68,7 @@ class DecisionLog:
         """What the model in force has learnt behind a decision, and up to another."""
         end = len(self._kept) if upto is None else bisect_right(self._kept, upto, key=_number)
         kept = self._kept[bisect_right(self._kept, after, key=_number) : end]
-        return [decided for decided in kept if isinstance(decided.what, Act)]
+        return [decided for decided in kept if isinstance(decided.what, Learnt)]
 
     def cut(self, to: int) -> list[Decided]:
         """What was learnt behind a decision leaves the line, and is returned."""
@@ -175,14 +175,10 @@ def rows_in(spans: Iterable[Span]) -> int:
     return sum(span.stop - span.first for span in spans)
 
 
-def learn_again(model: Learning, acts: Iterable[Act], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
+def learn_again(model: Learning, acts: Iterable[Learnt], rows_of: Callable[[Learnt], SampleBatch | None]) -> int:
     """Repeats the acts on ``model``. Returns the rows learnt. ``rows_of``: what to keep of an act; None: nothing."""
     learnt = 0
     for act in acts:
-        if isinstance(act, Flushed):
-            if model.head is not None:
-                model.head.flush()
-            continue
         batch = rows_of(act) if act.spans else None
         if batch is not None and len(batch):
             learnt += model.learn(batch, bool(act.of)).rows

@@ -79,8 +79,6 @@ class Versions:
         self._dense: dict[str, Array] | None = None  # as followers hold them
         self._dense_behind = self._head_behind = False
         self._snapshot_version = self._root_version = -1
-        self.flushed: Callable[[], object] | None = None
-        """Called when the retrieval head has learnt the clicks that it kept waiting."""
 
     def replace(self, model: Learning) -> None:
         """Goes on with another model: one that followers hold already, or whose root comes next. Dense tensors and the
@@ -105,8 +103,7 @@ class Versions:
 
         Args:
             dense: with the network's tensors.
-            retrieval: with the retrieval head, which learns first from the clicks that it has kept waiting. A snapshot
-                can only be finished after a delta that had both.
+            retrieval: with the retrieval head. A snapshot can only be finished after a delta that had both.
 
         Raises:
             SnapshotError: it is too large. Followers then lack its content: the version counts as published, and the
@@ -116,7 +113,6 @@ class Versions:
         retrieval = retrieval and self._head_behind
         if not self._changed and not dense and not retrieval:
             return None
-        clicks = self.flush_head() if retrieval else -1
         image, before = self.model.changes(dense, retrieval), self._dense
         self.version += 1
         # From here on the version counts, whatever becomes of it: the model has forgotten what it had changed.
@@ -137,21 +133,15 @@ class Versions:
             digest=digest,
             size=len(body),
             spec={},
-            retrieval_clicks=clicks,
+            retrieval_clicks=self._head_clicks if retrieval else -1,
             **meta,
         )
         return note, body
 
-    def flush_head(self) -> int:
-        """Has the head learn the waiting clicks. Returns how many it has learnt by then; -1: there is no head."""
-        head = self.model.head
-        if head is None:
-            return -1
-        if head.pending:
-            head.flush()
-            if self.flushed is not None:
-                self.flushed()
-        return head.clicks
+    @property
+    def _head_clicks(self) -> int:
+        """How many the retrieval head has learnt; -1: there is none."""
+        return -1 if self.model.head is None else self.model.head.clicks
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
@@ -189,7 +179,6 @@ class Versions:
         """Begins a snapshot above every published version. The model must not learn until it is finished."""
         self.version += 1
         self._root_version = self.version
-        self.flush_head()
         self.model.changes()  # the root has them
         self._changed = self._dense_behind = self._head_behind = False
         self.hash = ""
@@ -205,7 +194,7 @@ class Versions:
             )
         meta = self._meta(progress, published_ms) | {
             "spec": self.model.spec,
-            "retrieval_clicks": -1 if self.model.head is None else self.model.head.clicks,
+            "retrieval_clicks": self._head_clicks,
             "offset": progress.offset,
             "samples_log": progress.log,
             "extra": {**progress.extra, "rows": {name: len(table) for name, table in self.model.tables.items()}},

@@ -5,7 +5,7 @@ A model is a fold: a snapshot, the decisions behind it in order, and the samples
 decides where micro-batches end, and checks decide what is learnt. Both are facts once they are here: who learns again
 obeys them, and judges nothing again. ::
 
-    snapshot 41 ─┬─ 42 Learnt ─ 43 Learnt ─ 44 Passed ─ 45 Flushed ─┬─ 46 Learnt ─ 47 Refused ─ 48 WentBack(44) ─
+    snapshot 41 ─┬─ 42 Learnt ─ 43 Learnt ─ 44 Passed ─ 45 Saved ───┬─ 46 Learnt ─ 47 Refused ─ 48 WentBack(44) ─
       (has 1..41)└──────────── in the message of a delta ───────────┘
 
 Numbers rise over the whole life of a store. A process that goes on begins with :class:`Began`: what another had decided
@@ -50,10 +50,6 @@ class Learnt(Struct, frozen=True, array_like=True, tag="learnt"):
     of: str = ""  # the entry of quarantine that is released by it
     ends: bool = False  # these are the entry's last rows
     aside: tuple[Span, ...] = ()  # rows that came with them, were judged with them, and went to quarantine
-
-
-class Flushed(Struct, frozen=True, array_like=True, tag="flushed"):
-    """The retrieval head learnt the clicks that it had kept waiting."""
 
 
 class Passed(Struct, frozen=True, array_like=True, tag="passed"):
@@ -137,7 +133,6 @@ class Adopted(Struct, frozen=True, array_like=True, tag="adopted"):
 Decision = (
     Began
     | Learnt
-    | Flushed
     | Passed
     | Saved
     | Refused
@@ -150,8 +145,6 @@ Decision = (
     | RolledBack
     | Adopted
 )
-Act = Learnt | Flushed
-"""What changes the model itself: a snapshot and the acts behind it give the model to the bit."""
 
 
 class Decided(Struct, frozen=True, array_like=True):
@@ -191,7 +184,7 @@ def in_force(decided: Iterable[Decided], after: int) -> tuple[list[Decided], lis
     """What led on from decision ``after``, in order; and what was decided behind a gap, where a message was lost. Some
     may come twice, in any order.
 
-    >>> log = [Decided(n, 0, Flushed()) for n in (5, 4, 4, 3, 7)]
+    >>> log = [Decided(n, 0, Passed()) for n in (5, 4, 4, 3, 7)]
     >>> [[d.n for d in part] for part in in_force(log, after=3)]
     [[4, 5], [7]]
     >>> [[d.n for d in part] for part in in_force([*log, Decided(9, 0, Began(4))], after=3)]

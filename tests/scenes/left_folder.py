@@ -32,7 +32,6 @@ from millrace.versions.decisions import (
     Decided,
     Decision,
     Discarded,
-    Flushed,
     HeldBack,
     Learnt,
     Passed,
@@ -163,7 +162,6 @@ SPANS = (Span(3, 0, 5), Span(4, 2, 3))
 DECISIONS: tuple[Decision, ...] = (
     Began(3),
     Learnt(SPANS, 8, "00000003-labels", True),
-    Flushed(),
     Passed(),
     Saved(True),
     Refused(SPANS, "labels", 2.5, 1.5, "labels", 7),

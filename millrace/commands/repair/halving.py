@@ -18,8 +18,8 @@ from itertools import combinations
 
 import numpy as np
 
-from learner.samples.batch_reader import rows_in
-from millrace.versions.decisions import Act
+from learner.training.decisionlog import rows_in
+from millrace.versions.decisions import Learnt
 
 LEAST_ROWS = 1024
 """A shorter stretch is not halved."""
@@ -59,9 +59,9 @@ def steepest(points: Sequence[Point], move: Move) -> MovedStretch | None:
     return max(pairs, key=lambda pair: move(pair.begin.value, pair.end.value), default=None)
 
 
-def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
+def middle(acts: Sequence[Learnt], begin: int, end: int) -> int | None:
     """The act in the middle between two, by rows; None where the stretch is short or has one batch."""
-    rows = np.cumsum([rows_in(act) for act in acts[begin:end]])
+    rows = np.cumsum([rows_in(act.spans) for act in acts[begin:end]])
     if not len(rows) or rows[-1] <= LEAST_ROWS:
         return None
     at = min(begin + 1 + int(np.searchsorted(rows, rows[-1] / 2)), end - 1)  # the last batch may have more than half
@@ -69,7 +69,7 @@ def middle(acts: Sequence[Act], begin: int, end: int) -> int | None:
 
 
 def narrowed(
-    stretch: MovedStretch, acts: Sequence[Act], value_at: Callable[[int, int], float], move: Move
+    stretch: MovedStretch, acts: Sequence[Learnt], value_at: Callable[[int, int], float], move: Move
 ) -> tuple[MovedStretch, list[Point]]:
     """The part of a stretch from a tenth of the move to nine tenths; and the points looked at on the way.
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from learner.samples.batch_reader import rows_in
+from learner.training.decisionlog import rows_in
 from millrace.basics.errors import SnapshotError
 from millrace.basics.store import AbsentError, DamagedError
 from millrace.commands.repair.without import time_of
-from millrace.versions.decisions import Act
+from millrace.versions.decisions import Learnt
 from millrace.versions.modelstore import Announcement, ModelStore
 
 _KEEP = "MILLRACE_KEEP_MINUTES says how long versions are kept"
@@ -36,7 +36,7 @@ class Lineage:
 
     kept: tuple[Announcement, ...]
     done: tuple[int, ...]
-    acts: tuple[Act, ...]
+    acts: tuple[Learnt, ...]
 
     @property
     def start(self) -> Announcement:
@@ -48,7 +48,7 @@ class Lineage:
 
     @property
     def rows(self) -> int:
-        return sum(map(rows_in, self.acts))
+        return sum(rows_in(act.spans) for act in self.acts)
 
 
 def end_of(store: ModelStore, notes: Sequence[Announcement], of: int | None = None) -> Announcement:
@@ -76,7 +76,7 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
     """
     found = store.snapshots()
     end, notes = end_of(store, found, of), {note.place: note for note in found}
-    at, stages = end.place, list[list[Act]]()  # newest first
+    at, stages = end.place, list[list[Learnt]]()  # newest first
     kept, behind = [end], [0]  # and how many acts came behind each
     while kept[-1].place != at or kept[-1].event_ms > since_ms:
         try:
@@ -85,7 +85,7 @@ def lineage(store: ModelStore, since_ms: int, of: int | None = None) -> Lineage:
             raise _ended(kept[-1], since_ms, end, error.problem) from None
         if cuts.since >= at:
             raise _ended(kept[-1], since_ms, end, f"version {at.number} leads from a later one")
-        stages.append([decided.what for decided in cuts.decided.decided if isinstance(decided.what, Act)])
+        stages.append([decided.what for decided in cuts.decided.decided if isinstance(decided.what, Learnt)])
         at = cuts.since
         if at in notes:
             kept.append(notes[at])

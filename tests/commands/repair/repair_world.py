@@ -22,7 +22,7 @@ from millrace.basics.errors import SnapshotError
 from millrace.basics.store import Store
 from millrace.commands.repair.without import Without
 from millrace.contracts.samples import SampleBatch
-from millrace.versions.decisions import Act, Decision, Learnt
+from millrace.versions.decisions import Decision, Learnt
 from millrace.versions.modelstore import Announcement, ModelStore
 from tests.scenes.learning import SCHEMA
 
@@ -111,7 +111,7 @@ class Live:
         append = log.append
 
         def noted(what: Decision, ms: int) -> int:
-            if isinstance(what, Act):
+            if isinstance(what, Learnt):
                 self.script.append(("act", what))
             return append(what, ms)
 
@@ -191,6 +191,4 @@ def twin(live: Live, start: Announcement, without: Without) -> Trainer:
             trainer.batch_rows = int(len(rows) - gone.sum())
             if trainer.batch_rows:
                 trainer.step(drain=True)
-        elif trainer.model.head is not None:
-            trainer.model.head.flush()
     return trainer

@@ -24,8 +24,9 @@ from learner.ranker.repeats import Repeats
 from learner.ranker.snapshot_slices import merge
 from learner.retrieval import retrieval
 from learner.role.sampletopic import SampleTopic
-from learner.samples.batch_reader import BatchReader, Source, TopicMessage, rows_in
+from learner.samples.batch_reader import BatchReader, Source, TopicMessage
 from learner.tables import admission
+from learner.training.decisionlog import rows_in
 from learner.training.learner_versions import newest_valid
 from learner.training.trainer import Trainer
 from millrace.basics.errors import SettingError, SnapshotError
@@ -198,7 +199,7 @@ def test_what_was_taken_back_is_not_on_the_line() -> None:
     assert refused.place not in [note.place for note in line.kept]
     done, out, version = repaired(live, line, Without(), f"memory://repair-{uuid.uuid4().hex}")
     assert differs(pair_of(out, version), live.gate.trainer.model) == ""
-    assert done.rows == sum(rows_in(act) for act in line.acts) == 40
+    assert done.rows == sum(rows_in(act.spans) for act in line.acts) == 40
     left = lineage(live.store, target.event_ms, refused.version)  # its good part can be had yet
     assert (left.start, left.end) == (target, refused)
     with pytest.raises(SnapshotError, match="no snapshot of version 999; the store has versions 0, "):
@@ -299,7 +300,7 @@ def test_a_learner_may_remove_snapshots_meanwhile() -> None:
     assert looked[1] != looked[0]
     live.store.prune(1)
     done = repair(found, live.topic, decode, Without())
-    assert done.rows == sum(rows_in(act) for act in found.line.acts)
+    assert done.rows == sum(rows_in(act.spans) for act in found.line.acts)
     assert differs(pair_of(live.store, found.line.end.version), done.model) == ""
 
 
@@ -412,7 +413,7 @@ def test_bisect_finds_the_stretch_and_what_stands_out_in_it(poisoned: Live, monk
     samples, what = search.look(found[0])
     assert START_MS + 23 * MINUTE_MS <= samples.from_ms < START_MS + 27 * MINUTE_MS  # poisoned from minute 24
     assert START_MS + 33 * MINUTE_MS <= samples.to_ms < START_MS + 37 * MINUTE_MS  # up to minute 36
-    assert samples.rows == sum(rows_in(act) for act in line.acts[found[0].begin.at : found[0].end.at]) <= 1300
+    assert samples.rows == sum(rows_in(act.spans) for act in line.acts[found[0].begin.at : found[0].end.at]) <= 1300
     assert samples.offsets[0] in range(22, 32)
     named = {(s.what, s.figure) for s in what}
     assert (f"user {shown(int(ids_of(['7'])[0]))}", "share of rows") in named

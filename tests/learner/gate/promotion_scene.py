@@ -32,7 +32,7 @@ from millrace.basics.errors import BrokerError, SnapshotError
 from millrace.basics.store import Store
 from millrace.contracts.samples import SampleBatch
 from millrace.contracts.schema import Schema
-from millrace.versions.decisions import Act, Decided, Learnt, LogPart, decode_decisions, in_force
+from millrace.versions.decisions import Decided, Learnt, LogPart, decode_decisions, in_force
 from millrace.versions.image import Image
 from millrace.versions.modelstore import Announcement, Array, ModelStore, Place
 from millrace.versions.packing import unpack
@@ -376,13 +376,13 @@ class Scene:
         """The model's state, once all that waits is learnt."""
         return self.model.snapshot()
 
-    def lineage(self) -> dict[Place, tuple[Place, list[Act]]]:
+    def lineage(self) -> dict[Place, tuple[Place, list[Learnt]]]:
         """Of each snapshot that was learnt from another: that one, and its acts."""
         found = {}
         for name in self.store.store.names("cuts-"):
             place = Place(*map(int, name.removesuffix(".acts").split("-")[1:]))
             cuts = self.store.read_cuts(place)
-            found[place] = (cuts.since, [d.what for d in cuts.decided.decided if isinstance(d.what, Act)])
+            found[place] = (cuts.since, [d.what for d in cuts.decided.decided if isinstance(d.what, Learnt)])
         return found
 
 

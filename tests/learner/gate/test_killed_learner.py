@@ -76,6 +76,8 @@ class World:
         """The next life, which ends at that write. It reads what the topic has behind its offsets."""
         self.left, self.after = kill
         self.scene = None
+        kept = max((each.n for each in self.broker.decided), default=0)
+        self.states = {n: state for n, state in self.states.items() if n <= kept}  # this life numbers from there
         self.scene = life(self.folder, self.broker, self.share)
         for offset in range(self.scene.offset, max(self.broker.samples, default=-1) + 1):
             self.scene.take(self.broker.samples[offset])

@@ -564,7 +564,5 @@ def test_without_a_gate_nothing_is_judged(tmp_path: Path) -> None:
     plain = OnlineModel(SCHEMA, SPEC, 0)
     for n in range(4):
         plain.learn(batch(n, page=POISON))
-        if plain.head is not None:
-            plain.head.flush()
     assert differs((plain.snapshot()[0], {}), (scene.whole()[0], {})) == ""
     assert isinstance(scene.store, ModelStore)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import learner.retrieval.retrieval
-from learner.retrieval.retrieval import _FADING, MICRO, RetrievalHead
+from learner.retrieval.retrieval import _FADING, MICRO, WAIT_MS, RetrievalHead
 from learner.retrieval.tower import GAIN, ITEM, USER, Sides, Tower, UserTower, map_ids
 from millrace.contracts.samples import CORRECTION, FOLLOW_UP, NEGATIVE, POSITIVE, SampleBatch
 from millrace.versions.image import Image
@@ -182,6 +182,7 @@ def test_steps_are_the_plain_ones(strangers: int, monkeypatch: pytest.MonkeyPatc
 
 def test_a_full_micro_batch_is_learnt_from_at_once_and_the_rest_waits() -> None:
     head, batch = made(), samples(1000, 0)
+    batch.ts_ms[:] = START_MS
     clicks = int((batch.kind == POSITIVE).sum())
     assert clicks > 2 * MICRO
     head.take(batch)
@@ -192,8 +193,20 @@ def test_a_full_micro_batch_is_learnt_from_at_once_and_the_rest_waits() -> None:
     assert head.clicks == clicks
 
 
+def test_clicks_wait_for_others_until_exposures_are_so_much_newer() -> None:
+    head = made()
+    for at_ms, waits in ((0, True), (WAIT_MS - 1, True), (500, True), (WAIT_MS, False), (WAIT_MS + 1, False)):
+        batch = samples(3, 0)
+        batch.ts_ms[:], batch.kind[:] = START_MS + at_ms, POSITIVE if at_ms == 0 else NEGATIVE
+        batch.label[:] = at_ms == 0
+        head.take(batch)
+        assert (head.pending, head.clicks) == ((3, 0) if waits else (0, 3)), at_ms
+
+
 def test_how_samples_are_cut_into_batches_makes_no_difference() -> None:
+    """Neither for clicks that fill a micro-batch nor for those that have waited."""
     whole, cut, batch = made(), made(), samples(700, 0)
+    batch.ts_ms[350:] += np.arange(350) * 200  # quick clicks, then slow ones
     whole.take(batch)
     for start in range(0, 700, 37):
         cut.take(batch.take(slice(start, start + 37)))
@@ -228,6 +241,7 @@ def test_clicks_are_positive_samples_and_corrections_of_a_usable_weight() -> Non
 def test_a_weight_counts_as_so_many_clicks() -> None:
     """Adagrad's first step does not see the scale of a gradient; the loss does."""
     light, heavy, batch = made(), made(), samples(120, 0)
+    batch.ts_ms[:] = START_MS
     few = batch.kind == POSITIVE
     light.take(replace(batch, weight=np.where(np.cumsum(few) <= 5, 1, 1e-6).astype(np.float32)))
     heavy.take(batch)
@@ -382,7 +396,7 @@ def test_numbers_that_are_not_finite_hurt_nobody() -> None:
 
 def stream() -> Iterator[SampleBatch]:
     for k in range(14):
-        yield samples(90, k, START_MS + k * 30_000, users=20 + 10 * k, items=60 + 20 * k)
+        yield samples(90, k, START_MS + k * 8_000, users=20 + 10 * k, items=60 + 20 * k)
 
 
 @pytest.mark.parametrize("after", [1, 5, 10])

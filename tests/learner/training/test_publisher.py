@@ -24,7 +24,6 @@ from millrace.contracts.settings import Settings
 from millrace.versions.decisions import (
     Began,
     Decided,
-    Flushed,
     HeldBack,
     Learnt,
     LogPart,
@@ -224,7 +223,7 @@ def test_a_decision_says_how_far_samples_had_been_read() -> None:
     log = DecisionLog()
     for read in (7, 7, 9):
         log.read = read
-        log.append(Flushed(), 9)
+        log.append(Passed(), 9)
     assert [(d.n, d.read) for d in log.unsent] == [(1, 7), (2, 7), (3, 9)]
 
 
@@ -234,9 +233,8 @@ def test_what_led_on_from_a_snapshot_has_the_line_and_what_people_ask_for() -> N
     log.append(learnt(1), 0)
     log.append(Rebased("time"), 0)
     log.append(learnt(2), 0)
-    log.append(Flushed(), 0)
-    assert numbers(log.line(1)) == [3, 4], "a rebase changes nothing of the model itself"
-    assert numbers(log.cut(2)) == [3, 4]
+    assert numbers(log.line(1)) == [3], "a rebase changes nothing of the model itself"
+    assert numbers(log.cut(2)) == [3]
     assert log.kept == LogPart("one", [Decided(1, 0, learnt(1)), Decided(2, 0, Rebased("time"))])
 
 
