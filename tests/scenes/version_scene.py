@@ -99,6 +99,8 @@ class Peer:
 
     def learn(self, number: int) -> None:
         report = self.model.learn(self.scene.batch(number))
+        if self.model.head is not None:
+            self.model.head.flush()  # so few clicks would wait for most of a script
         if report.rows:
             self.versions.learnt(np.empty(0, np.int64))
 

@@ -321,7 +321,6 @@ def test_the_head_is_left_out_and_nothing_of_it_is_lost() -> None:
     assert head is not None
     for number in range(1, 9):
         peer.learn(number)
-        head.flush()
         peer.delta(dense=False, retrieval=number % 4 == 0)
         follower.catch_up()
         assert follower.head is not None
