@@ -1,7 +1,7 @@
 # core
 """A streaming recommender that learns online. ``import millrace as mr`` gives what its commands do, as values."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Model", "Schema", "audit", "bootstrap", "delays", "freshness", "guess", "judge", "read", "replay", "up"]
 
 _ROOMS = {

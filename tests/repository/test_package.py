@@ -42,6 +42,16 @@ CHECKOUT = {"benchmarks", "deploy", "experiments", "tests"}
 """Packages that are not installed."""
 CLIENT = ROOT / "client"
 ROLES = ["simulator.live", "stream.worker.stream_worker", "learner.role.service", "scorer.worker.page_app"]
+VERSIONED = {
+    "pyproject.toml": 'version = "{}"',
+    "client/pyproject.toml": 'version = "{}"',
+    "client/js/package.json": '"version": "{}"',
+    "deploy/compose.yaml": "image: millrace:{}",
+    "deploy/kubernetes/kustomization.yaml": "newTag: {}}}",
+    "CITATION.cff": "\nversion: {}",
+    "CHANGELOG.md": "\n## {}, 20",
+}
+"""Files that name the version, beside `millrace/__init__.py`, and how."""
 FILES = sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.py"))
 
 
@@ -191,6 +201,11 @@ def test_what_is_uploaded_is_whole_and_of_this_version(project: Path, tmp_path: 
     assert wheel.name.split("-")[1] == __version__
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
         assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+@pytest.mark.parametrize(("file", "line"), VERSIONED.items())
+def test_each_file_names_the_same_version(file: str, line: str) -> None:
+    assert line.format(__version__) in (ROOT / file).read_text()
 
 
 def test_the_clients_wheel_brings_one_name_and_nothing_heavy(tmp_path: Path) -> None:

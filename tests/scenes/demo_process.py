@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from millrace.commands.loop.monitor import fetch
 from tests.scenes.waiting import PATIENCE, until
@@ -23,6 +24,14 @@ LOOK_SECONDS = 0.1
 PATIENT = {"MILLRACE_REDIS_SECONDS": str(PATIENCE)}
 """On a busy machine a Redis that is there may take longer to answer than a shopper would wait: that is no fault."""
 MEASURED = ("auc", "oracle_auc", "log_loss", "ctr_model", "ctr_control", "click_to_served_p50_ms")
+
+
+def post(url: str, body: object) -> dict[str, Any]:
+    """What a role answers, sent JSON."""
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=PATIENCE) as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+        return found
 
 
 def born(pid: int) -> str:

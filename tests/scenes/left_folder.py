@@ -101,8 +101,8 @@ def kept(data: Path) -> int:
     return 0 if note is None else note.trained
 
 
-def run(folder: Path) -> None:
-    """The loop. Leaves its data folder."""
+def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
+    """The loop. Leaves its data folder, and returns the users in Redis."""
     (folder / "bakery.toml").write_text(SCHEMA)
     data = folder / "data"
     with ExitStack() as stack:
@@ -135,8 +135,10 @@ def run(folder: Path) -> None:
             until(lambda n=n: kept(data) >= 48 + 6 * (n + 1), "a snapshot has it", more=loop.text)  # type: ignore[misc]
         with Redis.from_url(f"redis://{where['redis']}") as redis:
             until(lambda: len(redis.hgetall("user:anna")) >= 4, "the user's counts are there")
+            users = {key.decode(): redis.hgetall(key) for key in redis.scan_iter("user:*")}
         shop.close()
         assert loop.stop() == 0, loop.text()
+    return users
 
 
 def messages(folder: Path, now_ms: int) -> dict[str, list[bytes | None]]:
@@ -203,9 +205,9 @@ def rest(folder: Path) -> None:
 
 def leave(folder: Path) -> Path:
     """Runs the loop in ``folder``, and returns a folder of all that outlives it."""
-    run(folder)
-    left = folder / "left"
+    users, left = run(folder), folder / "left"
     left.mkdir()
+    (left / "redis").write_bytes(msgspec.msgpack.encode(users))
     for kept in KEPT:
         source = folder / "data" / kept
         (shutil.copytree if source.is_dir() else shutil.copy)(source, left / kept)

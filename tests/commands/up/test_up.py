@@ -11,7 +11,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import pytest
 from starlette.applications import Starlette
@@ -24,7 +23,7 @@ from millrace.commands.up.started import Started
 from millrace.versions.modelstore import ModelStore
 from tests.scenes.app_server import served
 from tests.scenes.browser import CHROMIUM, Browser, browser
-from tests.scenes.demo_process import PATIENT, born, descendants
+from tests.scenes.demo_process import PATIENT, born, descendants, post
 from tests.scenes.schemas import named, of_item, of_user
 from tests.scenes.waiting import LONG, PATIENCE, until
 
@@ -39,13 +38,6 @@ QUICK = {
 }
 """Labels and snapshots soon, no random pages and none held out: the hash of a page's request id decides both."""
 TRAINED = "millrace_samples_trained_total"
-
-
-def post(url: str, body: object) -> dict[str, Any]:
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=PATIENCE) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
-        return found
 
 
 def keep(intake: str, what: str, *messages: dict[str, Any]) -> None:
