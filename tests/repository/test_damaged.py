@@ -39,13 +39,10 @@ from scorer.feeder.arithmetic import choices
 from scorer.pagelog.spool import Spool
 from stream.archive.archive_folder import ArchiveFolder
 from stream.archive.archive_rows import Archive
-from stream.join.join import Policy
 from stream.partition.partition import Partition
 from stream.partition.partition_checkpoint import CheckpointStore
-from tests.scenes.left_folder import leave
+from tests.scenes.left_folder import GENEROUS, leave
 from tests.scenes.mangled import raw, said, sealed
-
-GENEROUS = Policy(attribution_ms=300_000, disorder_ms=60_000, lateness_ms=7_200_000, ahead_ms=0)
 
 # -- who reads what ----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import msgspec
@@ -49,6 +50,7 @@ from millrace.versions.modelstore import ModelStore
 from millrace_client import Item, Millrace, Options, User
 from scorer.catalog.index_checkpoint import manifests
 from scorer.pagelog.spool import Spool
+from stream.join.join import Policy
 from tests.scenes.demo_process import PATIENT
 from tests.scenes.waiting import PATIENCE, until
 
@@ -58,11 +60,17 @@ crosses = [["user_id", "kind"]]
 filters = ["kind"]
 fields = [{name = "user_id", of = "user"}, {name = "town", of = "user"}, {name = "item_id", of = "item"},
           {name = "kind", of = "item"}, {name = "price", of = "item", kind = "numeric", transform = "log"},
+          {name = "title", of = "item", kind = "text"}, {name = "look", of = "item", kind = "vector", size = 3},
           {name = "position", of = "context", bias = true}]
 [windows]
 lengths = ["1h", "1d"]
 actions = ["exposure", "click"]
 keys = [{columns = ["item_id"]}, {columns = ["user_id", "kind"]}]
+[[outcome]]
+name = "buy"
+on = "click"
+event = "purchase"
+within = "1min"
 """
 SMALL = {
     "MILLRACE_PARTITIONS": "1",
@@ -81,6 +89,8 @@ SOON = {
     "MILLRACE_ARCHIVE_SECONDS": "1",
     "MILLRACE_INDEX_SECONDS": "1",
 }
+GENEROUS = Policy(attribution_ms=300_000, disorder_ms=60_000, lateness_ms=7_200_000, ahead_ms=0)
+"""To read what lies in the checkpoints."""
 KEPT = ("broker", "models", "checkpoints", "index", "schemas", "archive", "schema.toml")
 
 
@@ -93,6 +103,12 @@ def visit(shop: Millrace, user: str) -> None:
     shop.purchase(page, page.items[2])
     shop.flush()
     assert not shop.refused
+
+
+def goods(n: int) -> dict[str, Any]:
+    """The attributes of an item."""
+    kind = "bread" if n % 2 else "cake"
+    return {"kind": kind, "price": n, "title": f"Fresh {kind} of oven {n}", "look": [n / 8, 0.5, -n]}
 
 
 def kept(data: Path) -> int:
@@ -112,8 +128,7 @@ def run(folder: Path) -> dict[str, dict[bytes, bytes]]:
         settings = Settings(kafka=where["kafka"], partitions=1)
         options = Options(page_s=PATIENCE, patience_s=PATIENCE)
         shop = stack.enter_context(Millrace(where["intake"], where["scorer"], options=options))
-        kinds = {n: {"kind": "bread" if n % 2 else "cake", "price": n} for n in range(8)}
-        shop.put_items([*(Item(f"b{n}", kind) for n, kind in kinds.items()), Item("b7", gone=True)])
+        shop.put_items([*(Item(f"b{n}", goods(n)) for n in range(8)), Item("b7", gone=True)])
         shop.put_users([User("anna", {"town": "Ulm"}), User("ben", {"town": "Ulm"}), User("gone")])
         shop.delete_user("gone")
         with closing(make_producer(settings)) as producer:

@@ -1,0 +1,1 @@
+"""What an earlier version wrote and what this one makes of it."""
