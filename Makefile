@@ -22,7 +22,7 @@ SEED    ?=
 TESTS = $(if $(filter quick,$(TIER)),MILLRACE_TEST_QUICK=1) \
   $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-.PHONY: help install constraints demo test check warm unit explore crash coverage wheel wheel-test bench clean
+.PHONY: help install constraints demo test check warm unit explore crash soak coverage wheel wheel-test bench clean
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -78,6 +78,13 @@ OUT    ?= out/crash
 crash: $(STAMP)  ## hours: a loop that is killed, stopped and cut off; MINUTES=20 FAULTS=kill OUT=out/crash SEED=7, goes on
 	$(BIN)/python -m tests.crash $(OUT) --faults '$(FAULTS)' --seed $(or $(SEED),0) $(ARGS) \
 	  $(if $(filter command environment,$(firstword $(origin MINUTES))),--minutes $(MINUTES))
+
+# How long the soak takes, of which each loop has half. The first half hour of each does not count.
+HOURS  ?= 2
+soak: OUT = out/soak
+
+soak: $(STAMP)   ## hours: a small shop, then a large demo, HOURS=2 together: what grows, drifts, is refused; OUT=out/soak
+	$(BIN)/millrace dev experiment soak --out $(OUT) --hours $(HOURS)
 
 coverage: warm   ## lines that the tests within one process run, by room; some of them with ARGS='tests/stream'
 	@away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \

@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.parts.tasteshop import FIRST, HEAVY, SCHEMA, Followed, Taste, Visitors, followed, opened, user
 from benchmarks.tools.bench_figures import Figure, Say, figure
@@ -30,7 +30,6 @@ from experiments.runs import BenchError
 from millrace.commands.loop.monitor import RoleMetrics, fetch
 from millrace.commands.up.started import Started
 from millrace.processes.role import ROLES
-from millrace.reports import write_all
 
 if TYPE_CHECKING:
     from millrace_client import AsyncMillrace
@@ -68,9 +67,9 @@ def run(out: Path, say: Say, size: Size) -> list[Figure]:
     """The figures of one run. Raises BenchError where the client, a distribution of its own, is not installed, or no
     page of the model came in time."""
     with TemporaryDirectory(prefix="millrace-bench-up-") as folder:
-        with _begun(Path(folder) / "small") as small:
-            at_rest = asyncio.run(_small_shop(small, size, SEED, say))
-        with _begun(Path(folder) / "data") as loop:
+        with begun(Path(folder) / "small") as small:
+            at_rest = asyncio.run(small_shop(small, size, SEED, say))[0]
+        with begun(Path(folder) / "data") as loop:
             probes, clicks = asyncio.run(_visited(loop, Taste(size.items, size.visitors, SEED), size, say))
     last = probes[-1]
     follows = [p.second for p in probes if p.page.first >= 2 * p.catalogue.first][:1]  # it may never have
@@ -83,26 +82,7 @@ def run(out: Path, say: Say, size: Size) -> list[Figure]:
     ]
 
 
-def shop(out: Path, *, hours: float = 2.0, seed: int = SEED) -> dict[str, Any]:
-    """Run a small shop at real speed, in which nothing is wrong, and see what the gate refuses.
-
-    Args:
-        out: folder for the report, and for the loop.
-        hours: how long visitors come.
-        seed: of the shop. Raises BenchError as :func:`run`.
-    """
-    if hours <= 0:
-        raise BenchError(f"{hours:g} hours are no time", "give some")
-    with _begun(out.absolute() / "loop") as loop:
-        size = Size(small_seconds=hours * 3600, rest_seconds=min(120.0, 600 * hours))
-        figures = asyncio.run(_small_shop(loop, size, seed, print))
-    verdict = f"{figures[0]['value']:.0f} refusals in {hours:g} hours of a shop in which nothing is wrong."
-    report: dict[str, Any] = {"verdict": verdict, "figures": figures}
-    write_all(out, report, {"hours": hours, "seed": seed}, [], "A small shop")
-    return report
-
-
-def _begun(data: Path) -> Started:
+def begun(data: Path) -> Started:
     """A loop that is still to be started. Raises BenchError where the client is not installed."""
     if importlib.util.find_spec("millrace_client") is None:
         raise BenchError("the package 'millrace-client' is not installed", "pip install ./client")
@@ -111,8 +91,9 @@ def _begun(data: Path) -> Started:
     return Started(data, "--schema", str(data / "shop.toml"))
 
 
-async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Figure]:
-    """What its gate refuses, and its processes take: shares of a core at rest and with visitors, memory in the end."""
+async def small_shop(loop: Started, size: Size, seed: int, say: Say) -> tuple[list[Figure], int]:
+    """What its gate refuses, and its processes take: shares of a core at rest and with visitors, memory in the end.
+    And how many exposures were sent."""
     from millrace_client import AsyncMillrace
 
     taste, where = Taste(*size.small, seed), await asyncio.to_thread(loop.where)
@@ -149,7 +130,7 @@ async def _small_shop(loop: Started, size: Size, seed: int, say: Say) -> list[Fi
     for what, of in found.items():
         unit = "MiB PSS" if what == "small_shop_memory" else "% of a core"
         figures += [figure(what, sum(of.values()), unit), *(figure(f"{what} {n}", v, unit) for n, v in of.items())]
-    return figures
+    return figures, visitors.exposures
 
 
 async def _visited(loop: Started, taste: Taste, size: Size, say: Say) -> tuple[list[Probe], int]:

@@ -30,7 +30,7 @@ for name, (function, about) in {
     "labels": ("experiments.experiment_labels:experiment_labels", "Label policies at real speed. It takes hours."),
     "ages": ("experiments.experiment_ages:experiment_ages", "How fine ages of items may be, on a news site."),
     "judge": ("experiments.experiment_judge:experiment_judge", "Odds, bands; what exploring and value ranking give."),
-    "shop": ("benchmarks.up:shop", "A small shop at real speed: what the gate refuses wrongly. It takes hours."),
+    "soak": ("benchmarks.soak:soak", "A small shop, then a large demo: what grows or drifts. It takes hours."),
     "rows": ("experiments.experiment_rows:experiment_rows", "A log of 100 million rows in 1 GB. It takes hours."),
     "safety": ("experiments.experiment_safety:experiment_safety", "What the gate catches, and refuses wrongly."),
 }.items():

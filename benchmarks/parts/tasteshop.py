@@ -95,7 +95,7 @@ class Visitors:
     def __init__(self, shop: AsyncMillrace, taste: Taste, pages_per_s: float, seed: int) -> None:
         self._shop, self._taste, self._pages_per_s = shop, taste, pages_per_s
         self._random = np.random.default_rng([seed, 3])
-        self.pages = self.clicks = self.unanswered = 0
+        self.pages = self.exposures = self.clicks = self.unanswered = 0
 
     async def come(self, ending: asyncio.Event) -> None:
         """Visits until ``ending`` is set; those that have begun then end."""
@@ -119,6 +119,7 @@ class Visitors:
             return
         self.pages += 1
         await self._shop.exposure(page)
+        self.exposures += len(page.items)
         liked = self._taste.liked(visitor, self._taste.places([str(item.item_id) for item in page.items]))
         for place in np.flatnonzero(luck[: len(liked)] < np.where(liked, LIKED, OTHER)).tolist():
             await self._shop.click(page, page.items[place])
