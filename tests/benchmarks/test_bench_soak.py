@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import soak as module
 from benchmarks.soak import DAY_S, LOOK_SECONDS, MIB, Look, report_of
 from experiments.runs import BenchError
+from tests.scenes.waiting import LONG
 
 WARM_SECONDS = 60.0
 
@@ -61,3 +65,22 @@ def test_open_books_and_too_few_looks_are_told() -> None:
     assert said(looks(), whole=False) == "the books of the shop are not closed."
     with pytest.raises(BenchError, match="10 looks at the shop after its first half hour"):
         said(looks()[:14])
+
+
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.timeout(LONG)
+def test_a_short_soak_closes_the_books_of_both_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(module, "WARM_SECONDS", 15.0)
+    report = module.soak(tmp_path, hours=0.04)
+    assert [(row["loop"], row["books_closed"], row["refusals"]) for row in report["loops"]] == [
+        ("shop", True, 0),
+        ("demo", True, 0),
+    ]
+    assert report["verdict"] == json.loads((tmp_path / "report.json").read_text())["verdict"]
+    with pytest.raises(BenchError, match="has a soak already"):
+        module.soak(tmp_path, hours=0.04)
+    monkeypatch.undo()
+    with pytest.raises(BenchError, match=r"of 0\.5 hours each loop has half"):
+        module.soak(tmp_path, hours=0.5)
