@@ -49,6 +49,12 @@ class TableColumns:
     starts: NDArray[np.int32]  # (F + 1,) first column of each field, in this group
     fields: tuple[str, ...]
     attended: int  # of the fields, the last ones: they are pooled by attention
+    texts: NDArray[np.bool_]  # (F - attended,) fields that are pooled by how rare their words are
+
+    @property
+    def table_width(self) -> int:
+        """D, and with texts one more: a count (learner/tables/table.py)."""
+        return self.width + int(self.texts.any())
 
     @property
     def meant(self) -> NDArray[np.int32]:
@@ -131,8 +137,14 @@ class Inputs:
             if field.name in LAST and homes[layout.item]:
                 lent.setdefault(homes[layout.item], []).append((field.name, first, field.slots))
         attended = {f.name for f in schema.fields if f.pool == "attention"}
-        self.groups = tuple(_group(w, by_width[w], lent.get(w, []), attended) for w in sorted(by_width, reverse=True))
+        texts = {f.name for f in schema.fields if f.kind == "text"}
+        self.groups = tuple(
+            _group(w, by_width[w], lent.get(w, []), attended, texts) for w in sorted(by_width, reverse=True)
+        )
         self.deep = tuple(g for g in self.groups if g.width)
+        homes_of_item = ((k, g) for k, g in enumerate(self.groups) if layout.item in g.fields)
+        self.item = next(((k, int(g.starts[g.fields.index(layout.item)])) for k, g in homes_of_item), None)
+        """The group and the column in it that have the item's id."""
         ends = np.cumsum([0, *(len(g.fields) * g.width for g in self.groups)]).tolist()
         self.spans = tuple(pairwise(ends))  # of each group's embeddings, all side by side
         self.deep_columns: int = ends[-1]
@@ -229,7 +241,11 @@ def finite(num: Floats) -> tuple[Floats, int]:
 
 
 def _group(
-    width: int, fields: list[tuple[str, int, int]], lent: list[tuple[str, int, int]], attended: set[str]
+    width: int,
+    fields: list[tuple[str, int, int]],
+    lent: list[tuple[str, int, int]],
+    attended: set[str],
+    texts: set[str],
 ) -> TableColumns:
     columns: list[int] = []
     starts = [0]
@@ -239,7 +255,9 @@ def _group(
         starts.append(len(columns))
     names, more = tuple(name for name, _, _ in fields + lent), sum(slots for _, _, slots in lent)
     last = sum(name in attended for name in names)
-    return TableColumns(f"w{width}", width, more, np.array(columns, np.intp), np.array(starts, np.int32), names, last)
+    rare = np.array([width > 0 and name in texts for name in names[: len(names) - last]], np.bool_)
+    at, ends = np.array(columns, np.intp), np.array(starts, np.int32)
+    return TableColumns(f"w{width}", width, more, at, ends, names, last, rare)
 
 
 def _bucket_columns(schema: Schema) -> NDArray[np.intp]:

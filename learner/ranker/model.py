@@ -96,7 +96,7 @@ from learner.network.models.spec import Spec, read_spec
 from learner.ranker import attended
 from learner.ranker.buckets import Reservoir
 from learner.ranker.guard import LossGuard
-from learner.ranker.inputs import Inputs, finite
+from learner.ranker.inputs import Inputs, TableColumns, finite
 from learner.ranker.outcome_heads import HeadInference, HeadStep, OutcomeHeads, heads_of
 from learner.ranker.sampling import chosen, usable
 from learner.ranker.slot_effect import SlotEffect
@@ -240,10 +240,11 @@ class OnlineModel:
         s = self._spec
         rates = StepSizes(s.embedding_rate, DAMPING, s.ftrl_alpha, s.ftrl_beta, s.ftrl_l1, s.ftrl_l2)
         age = round(s.max_age_days * 1440)
-        widths = {head + g.name: g.width for head in ("", *self._inputs.heads) for g in self._inputs.groups}
+        groups = {head + g.name: g for head in ("", *self._inputs.heads) for g in self._inputs.groups}
+        bounds = rates, s.max_rows, age, s.admit, s.embedding_scale
         self.tables = {
-            name: SparseTable(width, rates, s.max_rows, age, s.admit, s.embedding_scale, _table_salt(name, seed))
-            for name, width in widths.items()
+            name: SparseTable(g.table_width, *bounds, _table_salt(name, seed), counted=g.table_width > g.width)
+            for name, g in groups.items()
         }
         self.head = RetrievalHead(schema, s, seed) if s.retrieval_width else None
         if self.head is not None:
@@ -429,6 +430,8 @@ class OnlineModel:
         """The sparse step. Gradients are sums over samples (not means), so a row's step does not depend on how many
         other samples happened to be in the batch."""
         leaves = iter(step.grads)
+        for group, block in zip(self._inputs.groups, step.blocks, strict=True):  # before items get their rows
+            block.items = self._met_in(group, block, step.blocks) if group.texts.any() else None
         for k, (group, block) in enumerate(zip(self._inputs.groups, step.blocks, strict=True)):
             grad_wide = np.zeros(len(block.ids), np.float32)  # (U,)
             table_kernels.wide_spread(step.slope, block.inverse, group.lent, grad_wide)  # (B,) at (B, C) into (U,)
@@ -436,9 +439,21 @@ class OnlineModel:
             if group.width:
                 leaf = next(leaves)
                 factor = np.float32(size)  # the network's gradient is of the mean; this makes it a sum
-                table_kernels.spread(leaf.array, leaf.at, factor, block.inverse, group.meant, grad_embedding)
+                ids = block.embedding, block.inverse, group.meant, group.texts
+                table_kernels.spread(leaf.array, leaf.at, factor, *ids, grad_embedding)
                 attended.spread(self._inputs, k, block, leaf.attended, leaf.array, leaf.at, factor, grad_embedding)
             self.tables[step.head + group.name].write(block, grad_embedding, grad_wide, self.newest_ms // MINUTE_MS)
+
+    def _met_in(self, group: TableColumns, block: BatchIds, blocks: Sequence[BatchIds]) -> NDArray[np.int64]:
+        """In how many items that have no row yet each id of a group's ``block`` is a word. (U,)"""
+        rows: slice | NDArray[np.intp] = slice(None)  # each is an item, where a schema has no item's id
+        if (item := self._inputs.item) is not None:
+            of_items = blocks[item[0]]
+            places, first = np.unique(of_items.inverse[:, item[1]], return_index=True)
+            rows = first[(places != EMPTY) & (of_items.rows[places] == EMPTY)]
+        texts = np.flatnonzero(np.repeat(group.texts, np.diff(group.meant)))
+        words = block.inverse[rows][:, texts]
+        return np.bincount(words[words != EMPTY], minlength=len(block.ids))
 
     def _problem_of(self, loss: float) -> str | None:
         if not np.isfinite(loss):

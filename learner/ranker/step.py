@@ -83,7 +83,7 @@ def pool(inputs: Inputs, network: Network, blocks: Sequence[BatchIds], out: Floa
     """Embeddings of all groups side by side in the first columns of ``out`` (B, >= E)."""
     for (at, _), group, block in zip(inputs.spans, inputs.groups, blocks, strict=True):
         if group.width:
-            table_kernels.pool(block.embedding, block.inverse, group.meant, out, at)
+            table_kernels.pool(block.embedding, block.inverse, group.meant, group.texts, out, at)
     attended.pool(inputs, network, blocks, out)
 
 

@@ -77,7 +77,7 @@ class ModelForm:
     def __init__(self, schema: Schema, spec: Mapping[str, Any]) -> None:
         self.schema, self.spec = schema, read_spec(spec)
         self.inputs, self.network = build(schema, self.spec, 0)
-        self.widths = {head + g.name: g.width for head in ("", *self.inputs.heads) for g in self.inputs.groups}
+        self.widths = {head + g.name: g.table_width for head in ("", *self.inputs.heads) for g in self.inputs.groups}
         """Of each table."""
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)

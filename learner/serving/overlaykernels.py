@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.table_kernels import AHEAD, fetch
+from learner.tables.table_kernels import AHEAD, fetch, rarity
 from millrace.basics import probing
 from millrace.basics.compiled import GOLDEN, compiled, split_mix
 from millrace.basics.probing import EMPTY, FREE, GONE, home_slot, seek_beside, slot_and_hole, slot_of
@@ -194,6 +194,7 @@ def pool(
     values: Array,
     inverse: Array,
     starts: Array,
+    rare: Array,
     once: Array,
     lent: int,
     places: Array,
@@ -204,15 +205,16 @@ def pool(
     """The mean of each field's embeddings over its ids that are not missing, from column p = ``places[f]`` on: into
     ``own[b, p:]`` (>= n, V) where p >= 0, else, one time, into ``same[-1 - p:]`` (S,). Onto ``t`` (n,) the sum of the
     wide weights of all columns but the last ``lent``. values (U, D + 1): embedding, wide weight. inverse and once as in
-    :func:`distinct`, ``starts`` (F + 1,) first column of each field. The arithmetic is that of ``pool`` and
-    ``wide_sum`` in learner/tables/table_kernels.py, in their order."""
-    width = values.shape[1] - 1
+    :func:`distinct`, ``starts`` (F + 1,) first column of each field, ``rare`` (F,). The arithmetic is that of ``pool``
+    and ``wide_sum`` in learner/tables/table_kernels.py, in their order."""
+    last = values.shape[1] - 1
+    width = last - int(rare.any())
     for b in range(len(inverse)):
         total = np.float32(0)
         for c in range(len(once) - lent):
             u = inverse[0 if once[c] else b, c]
             if u != EMPTY:
-                total += values[u, width]
+                total += values[u, last]
         t[b] += total
         if width == 0:
             continue
@@ -220,28 +222,27 @@ def pool(
             place = places[f]
             if place < 0:
                 if b == 0:
-                    _mean(values, inverse[0], starts[f], starts[f + 1], same[-1 - place : -1 - place + width])
+                    _mean(values, inverse[0], starts[f], starts[f + 1], rare[f], same[-1 - place : -1 - place + width])
             else:
-                _mean(values, inverse[b], starts[f], starts[f + 1], own[b, place : place + width])
+                _mean(values, inverse[b], starts[f], starts[f + 1], rare[f], own[b, place : place + width])
 
 
 @njit(inline="always")
-def _mean(values: Any, ids: Any, first: Any, last: Any, out: Any) -> None:
-    n = 0
+def _mean(values: Any, ids: Any, first: Any, last: Any, rare: Any, out: Any) -> None:
+    if last - first == 1 and ids[first] != EMPTY:
+        for d in range(len(out)):
+            out[d] = values[ids[first], d]
+        return
+    total = np.float32(0)
+    for d in range(len(out)):
+        out[d] = np.float32(0)
     for c in range(first, last):
         u = ids[c]
-        if u == EMPTY:
-            continue
-        n += 1
-        if n == 1:
+        if u != EMPTY:
+            weight = rarity(values, u, len(out)) if rare else np.float32(1)
+            total += weight
             for d in range(len(out)):
-                out[d] = values[u, d]
-        else:
-            for d in range(len(out)):
-                out[d] += values[u, d]
-    if n == 0:
+                out[d] += weight * values[u, d]
+    if total > 0:
         for d in range(len(out)):
-            out[d] = np.float32(0)
-    elif n > 1:
-        for d in range(len(out)):
-            out[d] /= np.float32(n)
+            out[d] /= total

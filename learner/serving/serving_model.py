@@ -218,9 +218,9 @@ class ServingModel:
         form, inputs, number, inverse = self.form, self.form.inputs, ids.group, ids.inverse
         group, (at, end) = inputs.groups[number], inputs.spans[number]
         places, lone = as_read(form.place[at : end : max(1, group.width)]), form.once[number]
-        values = form.room.array("values", len(ids.unique), group.width + 1)
+        values = form.room.array("values", len(ids.unique), group.table_width + 1)
         self.tables[one.name + group.name].values(ids.unique, values)
-        kernels.pool(values, inverse, group.meant, lone, group.lent, places, given.own, given.same[0], t)
+        kernels.pool(values, inverse, group.meant, group.texts, lone, group.lent, places, given.own, given.same[0], t)
         for field in (f for f in inputs.attended if f.group == number):
             slots = np.ascontiguousarray(inverse[:1, field.first : field.first + field.slots])
             bias = field.bias(one.network.ages.numpy(), field.bucket(cat[:1, field.cat]))

@@ -96,7 +96,8 @@ class ModelWriter:
         x = rng.standard_normal((n, form.network.shape.flat), np.float32)
         for (at, end), group in zip(form.inputs.spans, form.inputs.groups, strict=True):
             if group.width:
-                x[:, at:end] = self.tables[group.name].sample(n * len(group.fields), rng).reshape(n, -1)
+                rows = self.tables[group.name].sample(n * len(group.fields), rng)
+                x[:, at:end] = rows[:, : group.width].reshape(n, -1)
         own = np.zeros((rows_of(n), len(form.columns.own)), np.float32)
         own[:n] = x[:, form.columns.own]
         return PageInput(own, x[:1, form.columns.same], n)

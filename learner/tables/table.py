@@ -7,6 +7,8 @@
                    published        Adagrad's sum  FTRL's: the wide weight     event minute last seen, and what it was
                                                    (published) follows from it touched since (kernels.stamp)
 
+Where a table has words, the last of the D columns is no part of the embedding: it counts the items that have the word.
+
 A batch goes through :meth:`SparseTable.read`, which writes nothing (new ids get a row's *values*, not a row), and after
 the learner's check of its gradients through :meth:`SparseTable.write`. So a refused batch leaves no trace.
 """
@@ -23,7 +25,7 @@ from learner.tables import table_kernels
 from learner.tables.admission import Admission
 from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.rowcopy import RowCopy
-from learner.tables.table_kernels import TOUCHED, Ftrl
+from learner.tables.table_kernels import FIRST_COUNT, TOUCHED, Ftrl
 from millrace.basics.probing import EMPTY
 from millrace.versions.image import TableRows
 
@@ -59,6 +61,7 @@ class BatchIds:
     new: NDArray[np.bool_]  # (U,) will get a row
     embedding: Floats  # (U, D)
     wide: Floats  # (U,)
+    items: NDArray[np.int64] | None = None  # (U,) to be counted: in how many more items each id is a word
 
 
 def distinct(columns: Ids) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
@@ -78,6 +81,7 @@ class SparseTable:
 
     Args:
         width: D; 0 for a table of wide weights alone.
+        counted: whether the last of the D columns counts.
         rates: the optimisers' step sizes.
         max_rows: bounds the memory; beyond it the rows unseen for longest make room.
         max_age_min: rows unseen for this many minutes of event time are removed (0: never).
@@ -87,9 +91,17 @@ class SparseTable:
     """
 
     def __init__(
-        self, width: int, rates: StepSizes, max_rows: int, max_age_min: int, admit: int, scale: float, salt: int
+        self,
+        width: int,
+        rates: StepSizes,
+        max_rows: int,
+        max_age_min: int,
+        admit: int,
+        scale: float,
+        salt: int,
+        counted: bool = False,
     ) -> None:
-        self.width, self.rates = width, rates
+        self.width, self.rates, self.counted = width, rates, counted
         self.max_age_min = max_age_min
         self.scale, self.salt = np.float32(scale), np.uint64(salt)
         parts = {"embedding": width, "square": 1} if width else {}
@@ -127,11 +139,14 @@ class SparseTable:
             if self.width and new.any():
                 first = np.empty((int(new.sum()), self.width), np.float32)
                 table_kernels.initial(ids[new], self.salt, self.scale, first)
+                if self.counted:
+                    first[:, -1] = FIRST_COUNT
                 embedding[new] = first
         return BatchIds(ids, counts, inverse, rows, new, embedding, wide)
 
     def write(self, block: BatchIds, grad_embedding: Floats, grad_wide: Floats, now_min: int) -> None:
-        """One optimiser step on the rows of ``block``. Gradients (U, D), (U,) are sums; ``now_min``: event time."""
+        """One optimiser step on the rows of ``block``. Gradients (U, D), or (U, D - 1) where the table counts, and (U,)
+        are sums; ``now_min``: event time."""
         index, data = self.index, self.index.data
         self._stamp(block.rows, now_min)  # first: what is in use is not what makes room
         wanted = np.flatnonzero(block.new)
@@ -164,6 +179,8 @@ class SparseTable:
             epsilon,
             rates.ftrl,
         )
+        if block.items is not None:
+            table_kernels.count(data, at["embedding"] + self.width - 1, block.rows, block.items)
 
     def _values(self, rows: RowNumbers) -> tuple[Floats, Floats]:
         """Embeddings (n, D) and wide weights (n,) of rows; zero where EMPTY."""

@@ -20,6 +20,8 @@ from millrace.basics.probing import EMPTY, FREE, home_slot, put, seek, slot_of, 
 Array = NDArray[Any]
 
 TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
+FIRST_COUNT = np.float32(3)  # what a word's count begins at, so that a rare one does not drown the others
+MOST_COUNTED = np.float32(4096)
 AHEAD = 64  # keys that are fetched before they are looked up
 
 
@@ -185,11 +187,20 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
             out[u, d] = (unit * np.float32(2) - np.float32(1)) * scale
 
 
+@njit(inline="always")
+def rarity(values: Any, u: Any, width: Any) -> Any:
+    """The weight of a word in the mean of its text: one over its count, which is in column D of values (U, > D); 0
+    where it has no row."""
+    count = values[u, width]
+    return np.float32(1) / count if count > 0 else np.float32(0)
+
+
 @compiled
-def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> None:
-    """Mean of a field's embeddings over its slots that are not missing. values (U, D), inverse (B, C), ``starts``
-    (F + 1,) first column of each field; field f of row b goes to ``out[b, at + f D :]``."""
-    width = values.shape[1]
+def pool(values: Array, inverse: Array, starts: Array, rare: Array, out: Array, at: int) -> None:
+    """Mean of a field's embeddings over its slots that are not missing, weighted by :func:`rarity` where the field is
+    ``rare`` (F,). values (U, D), or (U, D + 1) if any is; inverse (B, C), ``starts`` (F + 1,) first column of each
+    field; field f of row b goes to ``out[b, at + f D :]``."""
+    width = values.shape[1] - int(rare.any())
     for b in range(len(inverse)):
         place = at
         for f in range(len(starts) - 1):
@@ -204,37 +215,42 @@ def pool(values: Array, inverse: Array, starts: Array, out: Array, at: int) -> N
                         out[b, place + d] = np.float32(0)
                 place += width
                 continue
-            n = 0
+            total = np.float32(0)
             for d in range(width):
                 out[b, place + d] = np.float32(0)
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
-                    n += 1
+                    weight = rarity(values, u, width) if rare[f] else np.float32(1)
+                    total += weight
                     for d in range(width):
-                        out[b, place + d] += values[u, d]
-            if n > 1:
+                        out[b, place + d] += weight * values[u, d]
+            if total > 0:
                 for d in range(width):
-                    out[b, place + d] /= np.float32(n)
+                    out[b, place + d] /= total
             place += width
 
 
 @compiled
-def spread(grad: Array, at: int, factor: np.float32, inverse: Array, starts: Array, out: Array) -> None:
+def spread(
+    grad: Array, at: int, factor: np.float32, values: Array, inverse: Array, starts: Array, rare: Array, out: Array
+) -> None:
     """The transpose of :func:`pool`: adds each sample's gradient, times ``factor``, to its distinct ids. out (U, D)"""
     width = out.shape[1]
     for b in range(len(inverse)):
         place = at
         for f in range(len(starts) - 1):
             first, last = starts[f], starts[f + 1]
-            n = 0
+            total = np.float32(0)
             for c in range(first, last):
                 if inverse[b, c] != EMPTY:
-                    n += 1
-            share = factor / np.float32(max(n, 1))
+                    total += rarity(values, inverse[b, c], width) if rare[f] else np.float32(1)
+            if total == 0:
+                total = np.float32(1)
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
+                    share = factor * rarity(values, u, width) / total if rare[f] else factor / total
                     for d in range(width):
                         out[u, d] += grad[b, place + d] * share
             place += width
@@ -354,6 +370,14 @@ def step(
         sigma = (np.sqrt(square) - np.sqrt(n)) / ftrl.alpha
         data[row, at] = z + g - sigma * _ftrl_weight(z, n, ftrl)
         data[row, at + 1] = square
+
+
+@compiled
+def count(data: Array, at: int, rows: Array, more: Array) -> None:
+    """Adds ``more`` (U,) to column ``at`` of the rows, up to :data:`MOST_COUNTED`."""
+    for u in range(len(rows)):
+        if rows[u] != EMPTY:
+            data[rows[u], at] = min(data[rows[u], at] + np.float32(more[u]), MOST_COUNTED)
 
 
 @compiled

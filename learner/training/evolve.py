@@ -36,6 +36,7 @@ from learner.network.models.spec import read_spec
 from learner.ranker.buckets import FIRST_ROWS
 from learner.ranker.model import OnlineModel, build_network, head_columns
 from learner.tables import table_kernels
+from learner.tables.table import SparseTable
 from learner.training.learner_versions import same_head
 from millrace.basics.errors import SnapshotError
 from millrace.contracts.schema import Schema
@@ -271,9 +272,7 @@ def _table(
     was, now = ({f: head + home for f, home in _homes(columns).items()} for columns in (old, model.columns))
     homes = {was[f] for f, at in now.items() if known and at == name and f in was}
     sources = sorted(homes, key=lambda n: (n != name, n))
-    parts = [
-        _rows_of(source, image.tables[source], training, table.width, table.scale, table.salt) for source in sources
-    ]
+    parts = [_rows_of(source, image.tables[source], training, table) for source in sources]
     columns = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]} if parts else {}
     _, first = np.unique(columns["ids"], return_index=True) if parts else (None, np.zeros(0, np.intp))
     if len(first) > table.index.max_rows:  # those seen last, and of equals those with the smallest ids, stay
@@ -299,18 +298,23 @@ def _table(
 
 
 def _rows_of(
-    source: str, rows: TableRows, training: Mapping[str, Array], width: int, scale: np.float32, salt: np.uint64
+    source: str, rows: TableRows, training: Mapping[str, Array], table: SparseTable
 ) -> dict[str, NDArray[Any]]:
-    """An old table's rows with embeddings of ``width``: cut, or filled up with first values."""
-    prefix = f"table/{source}/"
+    """An old table's rows with embeddings as wide as ``table`` has them: cut, or filled up with first values."""
+    prefix, width = f"table/{source}/", table.width
     found = {"ids": rows.ids, **{n: training[prefix + n] for n in ("z", "n", "seen_min")}}
     if not width:
         return found
     embedding = np.zeros((len(rows.ids), width), np.float32)
-    table_kernels.initial(rows.ids, salt, scale, embedding)
+    table_kernels.initial(rows.ids, table.salt, table.scale, embedding)
+    if table.counted:
+        embedding[:, -1] = table_kernels.FIRST_COUNT
     if "embedding" in rows.columns:
-        common = min(width, rows.columns["embedding"].shape[1])
-        embedding[:, :common] = rows.columns["embedding"][:, :common]
+        old, size = rows.columns["embedding"], int(source.rpartition("w")[2])  # D of the old fields
+        common = min(width - table.counted, size)
+        embedding[:, :common] = old[:, :common]
+        if table.counted and old.shape[1] > size:
+            embedding[:, -1] = old[:, -1]
     square = training.get(prefix + "square", np.zeros(len(rows.ids), np.float32))
     return {**found, "embedding": embedding, "square": square}
 

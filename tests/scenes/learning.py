@@ -29,8 +29,10 @@ _FIELDS = (
 _WINDOWS = windows_of("item_id", days=[1, 7])
 _AGES = of_user("last_clicks_age", slots=5, width=2)
 SCHEMA = parse_schema(_FIELDS + _WINDOWS)
-ATTENDED = parse_schema(_FIELDS + of_user("last_clicks", slots=5, pool="attention") + _AGES + _WINDOWS)
-"""The same with the user's last clicks, pooled by attention."""
+ATTENDED = parse_schema(
+    _FIELDS + of_item("title:text", slots=4) + of_user("last_clicks", slots=5, pool="attention") + _AGES + _WINDOWS
+)
+"""The same with titles, whose words are pooled by their counts, and the user's last clicks, pooled by attention."""
 MEANT = parse_schema(_FIELDS + of_user("last_clicks", slots=5) + _AGES + _WINDOWS)
 """The same by their mean."""
 START_MS = 1_700_000_000_000

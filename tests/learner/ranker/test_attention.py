@@ -1,7 +1,8 @@
-"""Attention over a user's last actions: against torch's own, in learning and in serving."""
+"""Attention over a user's last actions, and words by their counts: against torch's own, in learning and in serving."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from learner.serving.model_form import NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.tables import attention
 from learner.tables.table import BatchIds, SparseTable
+from learner.tables.table_kernels import FIRST_COUNT
 from millrace.basics.probing import EMPTY
 from millrace.windows.lastactions import AGE_BUCKETS
 from tests.scenes.exploring import examples
@@ -113,6 +115,27 @@ def test_every_model_serves_what_it_has_learnt_and_goes_on_from_its_snapshot(kin
     assert model.snapshot()[0].same_bits(twin.snapshot()[0]) == ""
 
 
+def test_a_word_is_counted_once_for_each_item() -> None:
+    """That of the first row of an item that has no row in its table; and what is counted goes on from a snapshot."""
+    model, met = OnlineModel(ATTENDED, SPEC, 0), Counter[int]()
+    title = [c for c, name in enumerate(LAYOUT.cat_names) if name == "title"]
+    item = LAYOUT.cat_names.index("item_id")
+    for seed, items in ((0, 15), (1, 30), (2, 30)):  # half of them come again
+        batch = make_samples(64, seed, ATTENDED, items=items)
+        new = batch.cat[~model.knows("item_id", batch.cat)].tolist()
+        for row in {row[item]: row for row in reversed(new)}.values():
+            met.update(row[c] for c in title)
+        model.learn(batch)
+    words = np.array([word for word in met if word])
+    table = model.tables["w8"]
+    counts = table.read(words[None]).embedding[:, -1] - FIRST_COUNT
+    assert counts.tolist() == [met[word] for word in words.tolist()]
+    assert len({*counts.tolist()}) > 3
+    twin = OnlineModel(ATTENDED, SPEC, 1)
+    twin.resume(*model.snapshot())
+    np.testing.assert_array_equal(twin.tables["w8"].read(words[None]).embedding, table.read(words[None]).embedding)
+
+
 @pytest.mark.parametrize("kind", ["wide_resnet", "wide_deep"])
 def test_a_scorers_pooled_columns_are_the_learners_to_the_bit(kind: str) -> None:
     model, batch = trained({"model": kind}), of_one_user(50, 9)
@@ -168,11 +191,14 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
             if group.fields[f] == "last_clicks":
                 (field,) = inputs.attended
                 assert field.group == k
-                columns.append(plain(v, block.inverse[:, field.query], inverse, ages_of(model, batch)))
+                own = v[:, : group.width]
+                columns.append(plain(own, block.inverse[:, field.query], inverse, ages_of(model, batch)))
                 continue
-            there = torch.from_numpy(inverse != EMPTY).float()
-            number = there.sum(1, keepdim=True).clamp(min=1)
-            columns.append((v[np.maximum(inverse, 0)] * there[:, :, None]).sum(1) / number)
+            weight = torch.from_numpy(inverse != EMPTY).float()
+            if group.fields[f] == "title":
+                weight /= v[np.maximum(inverse, 0), group.width].detach()
+            part = (v[np.maximum(inverse, 0), : group.width] * weight[:, :, None]).sum(1)
+            columns.append(part / weight.sum(1, keepdim=True).clamp(min=1e-9))
         parts.append(torch.stack(columns, 1))
     model.network.train()
     numbers = torch.from_numpy(inputs.plain(batch.num))
@@ -189,7 +215,7 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
     told: dict[int, Floats] = {}
 
     def write(self: SparseTable, block: BatchIds, grad: Floats, grad_wide: Floats, now_min: int) -> None:
-        told[self.width] = grad
+        told[grad.shape[1]] = grad
 
     monkeypatch.setattr(SparseTable, "write", write)
     monkeypatch.setattr(model.dense, "learn", lambda size, again: None)
@@ -197,6 +223,7 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
     for group, leaf in zip(inputs.groups, found, strict=False):
         if group.width:
             assert leaf is not None
+            leaf = leaf[:, : group.width]
             np.testing.assert_allclose(told[group.width], leaf, rtol=2e-3, atol=1e-4 * float(leaf.abs().max()))
     for name, parameter, expected in zip(names, model.network.parameters(), found[len(blocks) :], strict=True):
         assert parameter.grad is not None

@@ -283,7 +283,11 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     same = np.array(data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))))
     once = np.repeat(same, sizes)
     cat[:, once] = cat[0, once]
-    table = np.random.default_rng(0).standard_normal((10, width + 1)).astype(np.float32)
+    rare = np.array(data.draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))) & (width > 0)
+    counted = int(rare.any())
+    table = np.random.default_rng(0).standard_normal((10, width + counted + 1)).astype(np.float32)
+    table[:, width : width + counted] = data.draw(st.sampled_from([0, 1, 3]))  # 0: without a row
+    table[5:, width : width + counted] = 7
     unique, inverse = np.empty(cat.size, np.int64), np.full(cat.shape, 99, np.int32)
     scratch = np.zeros(64, np.int32)
     order = np.arange(columns, dtype=np.intp)
@@ -292,7 +296,8 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
     own, lone = x.copy(), x[0].copy()
     place = 1 + width * np.arange(len(sizes), dtype=np.int32)
     lent = data.draw(st.sampled_from([0, sizes[-1]]))
-    kernels.pool(table[unique[:u]], inverse, starts, once, lent, np.where(same, -1 - place, place), own, lone, t)
+    places = np.where(same, -1 - place, place)
+    kernels.pool(table[unique[:u]], inverse, starts, rare, once, lent, places, own, lone, t)
     if width:
         fields = np.repeat(same, width)
         assert (own[:, 1:][:, fields] == 7).all()
@@ -301,11 +306,11 @@ def test_pooling_is_that_of_learning(data: st.DataObject) -> None:
 
     ids, _, where = distinct(cat)
     assert sorted(unique[:u].tolist()) == sorted(ids.tolist())
-    embedding, wide_weights = table[ids, :width].copy(), table[ids, width].copy()
+    embedding, wide_weights = table[ids, :-1].copy(), table[ids, -1].copy()
     expected, wide = np.full_like(x, 7), np.ones(n, np.float32)
     plain.wide_sum(wide_weights, where, lent, wide)
     if width:
-        plain.pool(embedding, where, starts, expected, 1)
+        plain.pool(embedding, where, starts, rare, expected, 1)
     assert x.tobytes() == expected.tobytes()
     assert t.tobytes() == wide.tobytes()
 

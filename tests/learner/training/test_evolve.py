@@ -12,6 +12,7 @@ import pytest
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
+from learner.tables.table_kernels import FIRST_COUNT
 from learner.training.evolve import Report, evolve, read_columns
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import column_hash, mix
@@ -220,6 +221,22 @@ def test_a_field_that_moves_to_another_table_takes_its_rows() -> None:
     new, _ = carried(model, bias)  # embeddings no more, its wide weights stay
     probe = make_samples(50, 0)
     assert new.knows("hour", probe.cat).all()
+
+
+def test_words_keep_their_counts_and_count_from_the_start_where_there_were_none() -> None:
+    old = altered("tags", kind="text")
+    model = fed({**SMALL, "model": "wide_deep"}, schema=old)
+    texts = np.unique(under(make_samples(64, 0), old).cat[:, old.layout.cat_names.index("tags")])[1:]
+    counts = model.tables["w8"].read(texts[None]).embedding[:, -1]
+    assert len(set(counts.tolist())) > 1
+    for width in (8, 12):
+        schema = msgspec.structs.replace(old, fields=(*altered("tags", kind="text", width=width).fields,))
+        new, _ = carried(model, schema)
+        assert new.tables[f"w{width}"].read(texts[None]).embedding[:, -1].tolist() == counts.tolist()
+    new, _ = carried(fed({**SMALL, "model": "wide_deep"}), old)
+    assert set(new.tables["w8"].read(texts[None]).embedding[:, -1].tolist()) == {FIRST_COUNT}
+    plain, _ = carried(model, SCHEMA)
+    assert plain.tables["w8"].width == 8
 
 
 def test_numbers_go_into_buckets_and_come_out_again() -> None:
