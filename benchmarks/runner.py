@@ -20,6 +20,7 @@ from millrace.reports import surroundings
 
 BENCHMARKS = (
     "capacity",
+    "content",
     "intake",
     "judge",
     "learner",

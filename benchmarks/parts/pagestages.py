@@ -106,7 +106,7 @@ class OnnxForward:
         return float(np.median(ms)) if ms else float("nan")
 
 
-class _Pages(NamedTuple):
+class Pages(NamedTuple):
     """How pages are made."""
 
     shop: RecallShop
@@ -145,7 +145,7 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
         for name, owner, verb in STAGES:
             stack.enter_context(patch.object(owner, verb, _timed(took, name, getattr(owner, verb))))
 
-        plain = _Pages(shop, shop.ranker, serving, Reranker(shop.filters, [DIVERSE]))
+        plain = Pages(shop, shop.ranker, serving, Reranker(shop.filters, [DIVERSE]))
         whole = _timed(took, "all", plain.make)
         for number, user in enumerate(users):
             if number == WARM:
@@ -161,7 +161,7 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
             f"stage_{name}_ms", 1000 * seconds / pages, "ms CPU / page", ONNX, 1000 * seconds / pages / pass_ms
         )
     yield figure("forward_ratio", 1000 * took["network"] / pages / pass_ms, f"x, in {serving.arithmetic}", ONNX)
-    yield _cost("rerank", plain, plain._replace(how=DIVERSE), users)
+    yield page_cost("rerank", plain, plain._replace(how=DIVERSE), users)
     for part, more, how in (("among", {"among": AMONG}, Rerank()), ("weights", {"outcome": (ORDER,)}, WORTH)):
         schema = msgspec.structs.replace(shop.schema, **more)
         grown, _ = evolve(model.columns, model.spec, *model.snapshot(), schema, model.spec, 0)
@@ -171,10 +171,10 @@ def page_stages(shop: RecallShop, model: OnlineModel, pages: int, say: Say) -> I
         )
         own = ServingModel.of(schema, model.spec, image, arithmetic=serving.arithmetic)
         other = plain._replace(ranker=Ranker(FeatureBuilder(schema), shop.items), serving=own, how=how)
-        yield _cost(part, plain, other, users)
+        yield page_cost(part, plain, other, users)
 
 
-def _cost(part: str, plain: _Pages, other: _Pages, users: list[int]) -> Figure:
+def page_cost(part: str, plain: Pages, other: Pages, users: list[int]) -> Figure:
     """The processor time of another page to that of a plain one, page by page in turn."""
     ms = np.zeros((2, len(users)))
     with threads(1):

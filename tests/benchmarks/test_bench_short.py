@@ -57,6 +57,7 @@ def of_stores(figures: dict[str, float]) -> None:
 
 
 OWN: dict[str, Callable[[dict[str, float]], None] | None] = {
+    "content": None,
     "intake": of_intake,
     "judge": None,
     "learner": None,
