@@ -33,7 +33,7 @@ from tests.scenes.demo_process import PATIENT, post
 from tests.scenes.left_folder import SCHEMA, SMALL
 from tests.scenes.waiting import LONG, PATIENCE, until
 
-OLD = "2771739296ae5f20a5de872ec840f2d0929543bf"
+OLD = "d706545fa56da348de5d5260b49bcb6f24bd374c"
 """The commit of version 0.3.0. With the next release it becomes the commit of that one."""
 ORDER = ("archive", "serve", "learn", "stream", "intake")
 BESIDE = {"serve": "port", "intake": "intake_port"}
