@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,16 @@ class TableColumns:
     def meant(self) -> NDArray[np.int32]:
         """The starts of the fields that are pooled by their mean."""
         return self.starts[: len(self.starts) - self.attended]
+
+
+class Content(NamedTuple):
+    """A text of the item whose pooled embedding is added to that of the item's id, which has its width. So an item
+    begins at what its words say, and departs from it as it learns."""
+
+    group: int
+    text: int  # its first column in the network's input
+    item: int  # that of the item's id
+    width: int  # D
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +159,7 @@ class Inputs:
         ends = np.cumsum([0, *(len(g.fields) * g.width for g in self.groups)]).tolist()
         self.spans = tuple(pairwise(ends))  # of each group's embeddings, all side by side
         self.deep_columns: int = ends[-1]
+        self.contents = tuple(self._contents(schema))
         self.attended = tuple(self._attended(schema))
         self.plain_columns = np.setdiff1d(np.arange(layout.N), self.bucket_columns)  # of num, those fed as numbers
         self.number_names = tuple(layout.num_names[c] for c in self.plain_columns.tolist())
@@ -156,6 +168,16 @@ class Inputs:
         self.log_columns = np.searchsorted(self.plain_columns, chosen)
         self.one_event = self.plain(_one_event(schema)[None])[0]
         """(P,) by how much one event can move each number that the network sees; 0 where this is unknown."""
+
+    def _contents(self, schema: Schema) -> Iterator[Content]:
+        if self.item is None:
+            return
+        k, group = self.item[0], self.groups[self.item[0]]
+        at, own = self.spans[k][0], group.fields.index(self.layout.item)
+        of_item = {f.name for f in schema.fields if f.of == "item"}
+        for f in np.flatnonzero(group.texts).tolist():
+            if group.fields[f] in of_item:
+                yield Content(k, at + f * group.width, at + own * group.width, group.width)
 
     def _attended(self, schema: Schema) -> Iterator[Attended]:
         layout = self.layout

@@ -49,6 +49,9 @@ def gradient(
     inputs: Inputs, network: Network, blocks: Sequence[BatchIds], group: int, array: Floats, at: int, end: int
 ) -> Gradient:
     """The gradient of a group, with that of its fields that are pooled by attention."""
+    for one in (c for c in inputs.contents if c.group == group):
+        text, item = (at + column - inputs.spans[group][0] for column in (one.text, one.item))
+        array[:, text : text + one.width] += array[:, item : item + one.width]
     return Gradient(array, at, end, attended.backward(inputs, network, blocks, group, array, at))
 
 
@@ -84,6 +87,8 @@ def pool(inputs: Inputs, network: Network, blocks: Sequence[BatchIds], out: Floa
     for (at, _), group, block in zip(inputs.spans, inputs.groups, blocks, strict=True):
         if group.width:
             table_kernels.pool(block.embedding, block.inverse, group.meant, group.texts, out, at)
+    for one in inputs.contents:
+        out[:, one.item : one.item + one.width] += out[:, one.text : one.text + one.width]
     attended.pool(inputs, network, blocks, out)
 
 

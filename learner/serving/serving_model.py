@@ -221,6 +221,10 @@ class ServingModel:
         values = form.room.array("values", len(ids.unique), group.table_width + 1)
         self.tables[one.name + group.name].values(ids.unique, values)
         kernels.pool(values, inverse, group.meant, group.texts, lone, group.lent, places, given.own, given.same[0], t)
+        for content in (c for c in inputs.contents if c.group == number):
+            item, text = int(form.place[content.item]), int(form.place[content.text])
+            own = given.own[: given.n]
+            own[:, item : item + content.width] += own[:, text : text + content.width]
         for field in (f for f in inputs.attended if f.group == number):
             slots = np.ascontiguousarray(inverse[:1, field.first : field.first + field.slots])
             bias = field.bias(one.network.ages.numpy(), field.bucket(cat[:1, field.cat]))

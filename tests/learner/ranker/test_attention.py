@@ -150,12 +150,13 @@ def test_a_scorers_pooled_columns_are_the_learners_to_the_bit(kind: str) -> None
     (given,) = rooms
     room = Room(model)
     model.score(batch.cat, batch.num)
-    (field,) = model._inputs.attended
-    place = int(serving.form.place[field.at])
-    mine = given.own[:50, place : place + field.width]
-    assert mine.any()
-    assert len({row.tobytes() for row in mine}) > 10  # it differs from item to item
-    assert mine.tobytes() == room.x[:, field.at : field.at + field.width].tobytes()
+    (field,), (content,) = model._inputs.attended, model._inputs.contents
+    for at in (field.at, content.text, content.item):
+        place = int(serving.form.place[at])
+        mine = given.own[:50, place : place + field.width]
+        assert mine.any()
+        assert len({row.tobytes() for row in mine}) > 10  # it differs from item to item
+        assert mine.tobytes() == room.x[:, at : at + field.width].tobytes()
 
 
 class Room:
@@ -199,6 +200,9 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
                 weight /= v[np.maximum(inverse, 0), group.width].detach()
             part = (v[np.maximum(inverse, 0), : group.width] * weight[:, :, None]).sum(1)
             columns.append(part / weight.sum(1, keepdim=True).clamp(min=1e-9))
+        if "title" in group.fields:
+            of_title, of_item = map(group.fields.index, ("title", "item_id"))
+            columns[of_item] = columns[of_item] + columns[of_title]
         parts.append(torch.stack(columns, 1))
     model.network.train()
     numbers = torch.from_numpy(inputs.plain(batch.num))
