@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from learner.tables.table_kernels import AHEAD, fetch, rarity
+from learner.tables.table_kernels import AHEAD, commonest, fetch, rarity
 from millrace.basics import probing
 from millrace.basics.compiled import GOLDEN, compiled, split_mix
 from millrace.basics.probing import EMPTY, FREE, GONE, home_slot, seek_beside, slot_and_hole, slot_of
@@ -233,13 +233,15 @@ def _mean(values: Any, ids: Any, first: Any, last: Any, rare: Any, out: Any) -> 
         for d in range(len(out)):
             out[d] = values[ids[first], d]
         return
-    total = np.float32(0)
+    most, total = np.float32(0), np.float32(0)
+    if rare:
+        most = commonest(values, ids, first, last, len(out))
     for d in range(len(out)):
         out[d] = np.float32(0)
     for c in range(first, last):
         u = ids[c]
         if u != EMPTY:
-            weight = rarity(values, u, len(out)) if rare else np.float32(1)
+            weight = rarity(values[u, len(out)], most) if rare else np.float32(1)
             total += weight
             for d in range(len(out)):
                 out[d] += weight * values[u, d]

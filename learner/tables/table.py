@@ -25,7 +25,7 @@ from learner.tables import table_kernels
 from learner.tables.admission import Admission
 from learner.tables.row_index import Ids, Index, RowNumbers, first_of_each
 from learner.tables.rowcopy import RowCopy
-from learner.tables.table_kernels import FIRST_COUNT, TOUCHED, Ftrl
+from learner.tables.table_kernels import ONE_ITEM, TOUCHED, Ftrl
 from millrace.basics.probing import EMPTY
 from millrace.versions.image import TableRows
 
@@ -140,7 +140,7 @@ class SparseTable:
                 first = np.empty((int(new.sum()), self.width), np.float32)
                 table_kernels.initial(ids[new], self.salt, self.scale, first)
                 if self.counted:
-                    first[:, -1] = FIRST_COUNT
+                    first[:, -1] = ONE_ITEM
                 embedding[new] = first
         return BatchIds(ids, counts, inverse, rows, new, embedding, wide)
 

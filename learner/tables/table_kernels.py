@@ -20,8 +20,9 @@ from millrace.basics.probing import EMPTY, FREE, home_slot, put, seek, slot_of, 
 Array = NDArray[Any]
 
 TOUCHED, AGAIN = 1, 2  # flags of a mark, see stamp
-FIRST_COUNT = np.float32(3)  # what a word's count begins at, so that a rare one does not drown the others
-MOST_COUNTED = np.float32(4096)
+ONE_ITEM = np.float32(2**-10)  # by which a word's count grows
+MOST_COUNTED = np.float32(2**13)
+COMMON = np.float32(1 / 64)  # of the count of a text's commonest word: far rarer words weigh alike
 AHEAD = 64  # keys that are fetched before they are looked up
 
 
@@ -188,11 +189,20 @@ def initial(keys: Array, seed: np.uint64, scale: np.float32, out: Array) -> None
 
 
 @njit(inline="always")
-def rarity(values: Any, u: Any, width: Any) -> Any:
-    """The weight of a word in the mean of its text: one over its count, which is in column D of values (U, > D); 0
-    where it has no row."""
-    count = values[u, width]
-    return np.float32(1) / count if count > 0 else np.float32(0)
+def commonest(values: Any, ids: Any, first: Any, last: Any, width: Any) -> Any:
+    """The greatest count of the words in slots from ``first`` to before ``last`` of ids (C,)."""
+    most = np.float32(0)
+    for c in range(first, last):
+        if ids[c] != EMPTY:
+            most = max(most, values[ids[c], width])
+    return most
+
+
+@njit(inline="always")
+def rarity(count: Any, most: Any) -> Any:
+    """The weight of a word in the mean of its text: smooth inverse frequency (Arora et al., ICLR 2017), in proportion
+    to the text's :func:`commonest` word, so that it is the same in a shop of any size. 0 without a row."""
+    return np.float32(1) / (count + COMMON * most) if count > 0 else np.float32(0)
 
 
 @compiled
@@ -215,13 +225,15 @@ def pool(values: Array, inverse: Array, starts: Array, rare: Array, out: Array, 
                         out[b, place + d] = np.float32(0)
                 place += width
                 continue
-            total = np.float32(0)
+            most, total = np.float32(0), np.float32(0)
+            if rare[f]:
+                most = commonest(values, inverse[b], first, last, width)
             for d in range(width):
                 out[b, place + d] = np.float32(0)
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
-                    weight = rarity(values, u, width) if rare[f] else np.float32(1)
+                    weight = rarity(values[u, width], most) if rare[f] else np.float32(1)
                     total += weight
                     for d in range(width):
                         out[b, place + d] += weight * values[u, d]
@@ -241,16 +253,18 @@ def spread(
         place = at
         for f in range(len(starts) - 1):
             first, last = starts[f], starts[f + 1]
-            total = np.float32(0)
+            most, total = np.float32(0), np.float32(0)
+            if rare[f]:
+                most = commonest(values, inverse[b], first, last, width)
             for c in range(first, last):
                 if inverse[b, c] != EMPTY:
-                    total += rarity(values, inverse[b, c], width) if rare[f] else np.float32(1)
+                    total += rarity(values[inverse[b, c], width], most) if rare[f] else np.float32(1)
             if total == 0:
                 total = np.float32(1)
             for c in range(first, last):
                 u = inverse[b, c]
                 if u != EMPTY:
-                    share = factor * rarity(values, u, width) / total if rare[f] else factor / total
+                    share = factor * rarity(values[u, width], most) / total if rare[f] else factor / total
                     for d in range(width):
                         out[u, d] += grad[b, place + d] * share
             place += width
@@ -374,10 +388,10 @@ def step(
 
 @compiled
 def count(data: Array, at: int, rows: Array, more: Array) -> None:
-    """Adds ``more`` (U,) to column ``at`` of the rows, up to :data:`MOST_COUNTED`."""
+    """Adds ``more`` items (U,) to column ``at`` of the rows, up to :data:`MOST_COUNTED`."""
     for u in range(len(rows)):
         if rows[u] != EMPTY:
-            data[rows[u], at] = min(data[rows[u], at] + np.float32(more[u]), MOST_COUNTED)
+            data[rows[u], at] = min(data[rows[u], at] + ONE_ITEM * np.float32(more[u]), MOST_COUNTED)
 
 
 @compiled

@@ -308,7 +308,7 @@ def _rows_of(
     embedding = np.zeros((len(rows.ids), width), np.float32)
     table_kernels.initial(rows.ids, table.salt, table.scale, embedding)
     if table.counted:
-        embedding[:, -1] = table_kernels.FIRST_COUNT
+        embedding[:, -1] = table_kernels.ONE_ITEM
     if "embedding" in rows.columns:
         old, size = rows.columns["embedding"], int(source.rpartition("w")[2])  # D of the old fields
         common = min(width - table.counted, size)

@@ -19,7 +19,7 @@ from learner.serving.model_form import NumberPlan
 from learner.serving.serving_model import ServingModel
 from learner.tables import attention
 from learner.tables.table import BatchIds, SparseTable
-from learner.tables.table_kernels import FIRST_COUNT
+from learner.tables.table_kernels import COMMON, ONE_ITEM
 from millrace.basics.probing import EMPTY
 from millrace.windows.lastactions import AGE_BUCKETS
 from tests.scenes.exploring import examples
@@ -128,7 +128,7 @@ def test_a_word_is_counted_once_for_each_item() -> None:
         model.learn(batch)
     words = np.array([word for word in met if word])
     table = model.tables["w8"]
-    counts = table.read(words[None]).embedding[:, -1] - FIRST_COUNT
+    counts = table.read(words[None]).embedding[:, -1] / ONE_ITEM - 1
     assert counts.tolist() == [met[word] for word in words.tolist()]
     assert len({*counts.tolist()}) > 3
     twin = OnlineModel(ATTENDED, SPEC, 1)
@@ -197,7 +197,8 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
                 continue
             weight = torch.from_numpy(inverse != EMPTY).float()
             if group.fields[f] == "title":
-                weight /= v[np.maximum(inverse, 0), group.width].detach()
+                counts = weight * v[np.maximum(inverse, 0), group.width].detach()
+                weight /= counts + COMMON * counts.max(1, keepdim=True).values.clamp(min=1e-9)
             part = (v[np.maximum(inverse, 0), : group.width] * weight[:, :, None]).sum(1)
             columns.append(part / weight.sum(1, keepdim=True).clamp(min=1e-9))
         if "title" in group.fields:

@@ -12,7 +12,7 @@ import pytest
 from learner.network.models import REGISTRY
 from learner.ranker.model import OnlineModel
 from learner.serving.serving_model import ServingModel
-from learner.tables.table_kernels import FIRST_COUNT
+from learner.tables.table_kernels import ONE_ITEM
 from learner.training.evolve import Report, evolve, read_columns
 from millrace.basics.errors import SnapshotError
 from millrace.basics.hashing import column_hash, mix
@@ -234,7 +234,7 @@ def test_words_keep_their_counts_and_count_from_the_start_where_there_were_none(
         new, _ = carried(model, schema)
         assert new.tables[f"w{width}"].read(texts[None]).embedding[:, -1].tolist() == counts.tolist()
     new, _ = carried(fed({**SMALL, "model": "wide_deep"}), old)
-    assert set(new.tables["w8"].read(texts[None]).embedding[:, -1].tolist()) == {FIRST_COUNT}
+    assert set(new.tables["w8"].read(texts[None]).embedding[:, -1].tolist()) == {ONE_ITEM}
     plain, _ = carried(model, SCHEMA)
     assert plain.tables["w8"].width == 8
 
