@@ -33,7 +33,7 @@ from tests.scenes.demo_process import PATIENT, post
 from tests.scenes.left_folder import SCHEMA, SMALL
 from tests.scenes.waiting import LONG, PATIENCE, until
 
-OLD = "d706545fa56da348de5d5260b49bcb6f24bd374c"
+OLD = "b76cd57cafad65fe1629cca6d8df0bb0a3a04b13"
 """The commit of version 0.3.0. With the next release it becomes the commit of that one."""
 ORDER = ("archive", "serve", "learn", "stream", "intake")
 BESIDE = {"serve": "port", "intake": "intake_port"}
