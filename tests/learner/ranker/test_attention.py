@@ -198,7 +198,7 @@ def test_what_is_learnt_is_the_gradient_of_the_whole_model(kind: str, monkeypatc
             weight = torch.from_numpy(inverse != EMPTY).float()
             if group.fields[f] == "title":
                 counts = weight * v[np.maximum(inverse, 0), group.width].detach()
-                weight /= counts + COMMON * counts.max(1, keepdim=True).values.clamp(min=1e-9)
+                weight /= counts + float(COMMON) * counts.max(1, keepdim=True).values.clamp(min=1e-9)
             part = (v[np.maximum(inverse, 0), : group.width] * weight[:, :, None]).sum(1)
             columns.append(part / weight.sum(1, keepdim=True).clamp(min=1e-9))
         if "title" in group.fields:
