@@ -280,6 +280,10 @@ def _plot(loop: str, looks: Sequence[Look]) -> Plot:
     for axes in panels[:, 0]:
         axes.axvline(WARM_SECONDS / 60, color=QUIET, lw=0.8, ls=":")
     panels[0, 0].set_ylabel("MiB")
+    panels[2, 0].set_ylabel("ms")
+    served = [value for look in looks if (value := look.figures.get("click_to_served_p50_ms"))]
+    if served:  # the wait for the first labels would hide the rest
+        panels[2, 0].set_ylim(0, 4 * float(np.median(served)))
     panels[2, 0].set_xlabel("minutes")
     legend_below(figure, panels)
     return Plot(
